@@ -1,0 +1,62 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+// Exact order statistics over more elements than fit in memory, by passes over the data. The key of element i is (|x_i| as float32, then index: of two
+// equal magnitudes the lower index is the larger), so every element has its own rank and the answer does not depend on chunks, threads or order.
+namespace weft::math {
+
+/// The element of a given rank: its magnitude and its index, so that "is this one at or above it" needs no more than the pair.
+struct RankedElement {
+  float magnitude = 0;
+  std::uint64_t index = 0;
+};
+/// Whether element (magnitude, index) ranks at or above `threshold` (is at least as large).
+[[nodiscard]] constexpr bool at_or_above(float magnitude, std::uint64_t index, const RankedElement& threshold) noexcept {
+  return magnitude > threshold.magnitude || (magnitude == threshold.magnitude && index <= threshold.index);
+}
+
+/// Finds the elements of the given ranks (0 = the largest) among num_elements. Usage: while next_pass() is not done, make one Tally for each worker,
+/// add every element (all, or the sampled blocks) in any order and split, merge the tallies, call finish_pass(). Usually one sampled and one whole
+/// pass, or one whole pass for small tensors; never more than seven.
+class RankSelector {
+ public:
+  enum class Pass { done, sample, whole };
+  /// Of a sample pass: which blocks of kSampleBlock elements are wanted.
+  static constexpr std::uint64_t kSampleBlock = 8192;
+
+  RankSelector(std::uint64_t num_elements, std::vector<std::uint64_t> ranks);
+  ~RankSelector();
+  RankSelector(RankSelector&&) noexcept;
+  RankSelector& operator=(RankSelector&&) noexcept;
+
+  [[nodiscard]] Pass next_pass() const noexcept;
+  /// In a sample pass: whether block b (elements b * kSampleBlock ..) is part of the sample. Depends only on num_elements.
+  [[nodiscard]] bool wants_block(std::uint64_t block) const noexcept;
+
+  class Tally;  ///< what one worker has seen in this pass
+  [[nodiscard]] std::unique_ptr<Tally> new_tally() const;
+  /// values: elements first_index ..; their absolute values are ranked. NaN-free.
+  void add(Tally& tally, std::uint64_t first_index, std::span<const float> values) const;
+  /// Not thread-safe.
+  void merge(Tally& tally);
+  void finish_pass();
+
+  /// One for each rank asked for, in the order given; valid when next_pass() is done.
+  [[nodiscard]] std::span<const RankedElement> results() const noexcept;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+/// Destroys a tally through its complete type.
+class RankSelector::Tally {
+ public:
+  virtual ~Tally() = default;
+};
+
+}  // namespace weft::math

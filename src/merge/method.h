@@ -1,0 +1,148 @@
+#pragma once
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "weft/checkpoint.h"
+
+// What a merge method is: a declaration, and for each tensor an object with the phases it needs. Methods know no files, no threads, no progress.
+namespace weft::merge {
+
+enum class ParameterType { number, integer, boolean };
+enum class ParameterScope { global, per_model };
+
+struct Parameter {
+  std::string name = {};
+  ParameterType type = ParameterType::number;
+  ParameterScope scope = ParameterScope::global;
+  std::optional<double> default_value = {};  ///< absent: required, unless optional_value
+  std::string help = {};
+  double min = -1e300;                  ///< inclusive
+  double max = 1e300;
+  bool optional_value = false;          ///< absent is a value of its own (passthrough's scale)
+};
+
+/// Bit-identical for: A any target, thread and chunking; B any thread and chunking on one target; C within a stated bound.
+enum class Determinism { A, B, C };
+
+enum class BaseRule {
+  unused,      ///< a base, if given, is just another input (linear, karcher, passthrough)
+  optional,
+  required,
+  one_of_two,  ///< required, and counted among the models (slerp, arcee_fusion)
+};
+
+/// Values of parameters for one tensor, after filters, gradients and defaults. Booleans are 0 and 1.
+class Values {
+ public:
+  void set(std::string_view name, double value) { values_.insert_or_assign(std::string(name), value); }
+  [[nodiscard]] std::optional<double> find(std::string_view name) const;
+  /// Throws internal when the declaration promised it and it is absent.
+  [[nodiscard]] double number(std::string_view name) const;
+  [[nodiscard]] bool flag(std::string_view name) const { return number(name) != 0; }
+  [[nodiscard]] const std::map<std::string, double, std::less<>>& all() const noexcept { return values_; }
+
+ private:
+  std::map<std::string, double, std::less<>> values_;
+};
+
+struct Input {
+  std::string model;      ///< as the user wrote it, for messages
+  bool is_base = false;
+  std::uint32_t index = 0;  ///< among the non-base inputs, in config order (the random streams use it); 0 for the base
+  Values values;          ///< per-model parameters
+};
+
+/// One output tensor to be merged.
+struct TensorContext {
+  std::string name;       ///< of the output tensor; seeds the random streams
+  Shape shape;
+  std::uint64_t num_elements = 0;
+  std::vector<Input> inputs;  ///< in config order; the base (if any) may be anywhere
+  Values values;          ///< global parameters
+  std::uint64_t seed = 0;
+  int layer = -1;         ///< of the output; -1: not in a layer
+  int num_layers = 0;
+  std::vector<std::string>* warnings = nullptr;  ///< may be null
+
+  [[nodiscard]] std::optional<std::size_t> base() const noexcept;         ///< position in inputs
+  [[nodiscard]] std::vector<std::size_t> non_base() const;                ///< positions in inputs, in order
+  /// Elements along the last axis; 1-D: all; rank 0: 1.
+  [[nodiscard]] std::uint64_t row_length() const noexcept;
+  void warn(std::string text) const;
+};
+
+/// How a tensor is cut for the phases. Tiles are fixed by the tensor alone (never by threads or chunk sizes), so sums by tile have one order.
+struct Tiling {
+  enum class Unit { elements, rows } unit = Unit::elements;  ///< rows: a tile holds whole rows (slices along the last axis)
+  std::uint64_t elements = 8192;  ///< about how many a tile holds; at least one row. Multiple of 64.
+};
+
+/// Part of a tensor in every input, as float32.
+struct Tile {
+  std::uint64_t first = 0;               ///< flat index of its first element
+  std::size_t count = 0;
+  std::span<const float* const> inputs;  ///< in the order of TensorContext::inputs; each [count]
+  [[nodiscard]] std::span<const float> input(std::size_t i) const { return {inputs[i], count}; }
+};
+
+/// What a worker gathers in a pass when sums of doubles are not enough (histograms, candidates). Merged in no fixed order: must not care.
+class Tally {
+ public:
+  virtual ~Tally() = default;
+};
+
+enum class Pass { none, sample, whole };
+
+/// The phases of one tensor: passes of `reduce` with a `solve` after each while next_pass() asks for one, then `map`.
+/// reduce and map are called from many threads; the others from one.
+class TensorMerge {
+ public:
+  virtual ~TensorMerge() = default;
+  [[nodiscard]] virtual Tiling tiling() const { return {}; }
+
+  /// When the result is one input unchanged: its position. The engine then copies the stored bytes.
+  [[nodiscard]] virtual std::optional<std::size_t> copied_input() const { return std::nullopt; }
+  /// Which inputs the phases look at (those with weight 0 need not be read). Default: all.
+  [[nodiscard]] virtual bool reads_input(std::size_t) const { return true; }
+
+  [[nodiscard]] virtual Pass next_pass() const { return Pass::none; }
+  /// In a sample pass: whether this tile is wanted.
+  [[nodiscard]] virtual bool wants_tile(std::uint64_t /*first*/, std::size_t /*count*/) const { return true; }
+  /// Doubles per tile that this pass sums; the engine adds the tiles' in order.
+  [[nodiscard]] virtual std::size_t num_sums() const { return 0; }
+  [[nodiscard]] virtual std::unique_ptr<Tally> new_tally() const { return nullptr; }
+  /// sums: [num_sums()], zero on entry. tally: from new_tally(), or null.
+  virtual void reduce(const Tile&, std::span<double> /*sums*/, Tally* /*tally*/) const {}
+  /// totals: [num_sums()]; tallies: those of all workers, in no fixed order.
+  virtual void solve(std::span<const double> /*totals*/, std::span<const std::unique_ptr<Tally>> /*tallies*/) {}
+
+  /// out: [tile.count].
+  virtual void map(const Tile& tile, std::span<float> out) const = 0;
+};
+
+/// A row of the method table.
+struct Method {
+  std::string name;
+  std::string summary;   ///< one line
+  std::string paper;     ///< title or arXiv number; "" for none
+  std::vector<Parameter> parameters;
+  int min_models = 1;    ///< non-base models, except for one_of_two where the base counts
+  int max_models = 1 << 20;
+  BaseRule base = BaseRule::unused;
+  Determinism determinism = Determinism::A;
+  int passes = 1;        ///< times the data is read, usually
+  /// Checks the parameters (throws invalid_argument) and makes the phases. With a single-tensor context; no I/O.
+  std::unique_ptr<TensorMerge> (*make)(const TensorContext&) = nullptr;
+};
+
+/// All methods, sorted by name.
+[[nodiscard]] std::span<const Method> methods();
+[[nodiscard]] const Method* find_method(std::string_view name) noexcept;
+
+}  // namespace weft::merge
