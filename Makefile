@@ -1,0 +1,62 @@
+# The front door. `make test` and `make demo` are complete on a bare Debian 12; everything else is CMake (see CMakePresets.json).
+SHELL := /bin/bash
+MAKEFLAGS += --no-print-directory
+PREFIX ?= /usr/local
+export JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+# Seconds that `make fuzz` spends on each target.
+FUZZ_SECONDS ?= 60
+
+.DEFAULT_GOAL := help
+.PHONY: help deps build test test-all sanitize asan tsan fuzz bench demo install package clean
+
+help:  ## show this text
+	@echo 'usage: make TARGET'
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  %-10s %s\n' "$$name" "$$text"; done
+	@echo
+	@echo 'variables: PREFIX=$(PREFIX) (install), MERGEKIT_LINKS=1 (install: also mergekit-yaml, mergekit-multi), JOBS=$(JOBS), FUZZ_SECONDS=$(FUZZ_SECONDS)'
+
+deps:  ## install the Debian packages of packages.txt that are missing
+	@scripts/deps.sh
+
+build: deps  ## build the release: build/release/bin/weft
+	@scripts/build.sh release
+
+test: deps  ## build with our own checks on and run the tests (all but the slow ones)
+	@scripts/test.sh dev -LE slow
+
+test-all: deps  ## the same with the slow suites
+	@scripts/test.sh dev
+
+asan: deps  ## the tests under the address and undefined-behaviour sanitizers
+	@scripts/test.sh asan -LE slow
+
+tsan: deps  ## the tests under the thread sanitizer
+	@scripts/test.sh tsan -LE slow
+
+sanitize:  ## asan, then tsan
+	@$(MAKE) asan
+	@$(MAKE) tsan
+
+fuzz:  ## build the fuzz targets with clang and run each for FUZZ_SECONDS
+	@scripts/deps.sh clang-14 libclang-rt-14-dev
+	@scripts/fuzz.sh $(FUZZ_SECONDS)
+
+bench: deps  ## build and run the benchmarks; results go to build/release/bench
+	@scripts/bench.sh
+
+demo: build  ## look at, merge, compare and verify the models of models/
+	@scripts/demo.sh
+
+install: build  ## install below PREFIX (DESTDIR is honoured)
+	@cmake --install build/release --prefix $(PREFIX)
+ifeq ($(MERGEKIT_LINKS),1)
+	@cmake --install build/release --prefix $(PREFIX) --component mergekit_links
+endif
+
+package:  ## make a Debian package in dist/
+	@scripts/deps.sh dpkg-dev file
+	@scripts/package.sh
+
+clean:  ## remove what was built
+	rm -rf build dist demo-out
