@@ -1,4 +1,5 @@
 #pragma once
+#include <atomic>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -31,6 +32,7 @@ struct JobOptions {
   std::uint64_t chunk_bytes = 0;               ///< of one read; 0: chosen by weft. Never changes a result.
   std::function<void(const Progress&)> on_progress;      ///< called from one thread at a time, some ten times a second
   std::function<void(const std::string&)> on_warning;    ///< called as warnings arise; they are also in the report
+  const std::atomic<bool>* cancel = nullptr;   ///< once true, the job stops within a chunk, removes what it built and throws interrupted
 };
 
 /// One tensor of a plan: where it comes from, how, and where it goes.
