@@ -1,12 +1,13 @@
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
-#include "checkpoint/output.h"
 #include "merge/method.h"
 #include "weft/checkpoint.h"
 #include "weft/job.h"
@@ -20,27 +21,36 @@ struct SourceTensor {
   const TensorInfo* tensor = nullptr;   ///< lives in the checkpoint
 };
 
-/// One output tensor: where its values come from and how they are combined.
+/// One tensor of the walk: where its values come from and how they are combined.
 struct StreamTensor {
   std::string name;
   Shape shape;
   DType dtype = DType::f32;                  ///< written
-  std::vector<SourceTensor> inputs;
+  std::vector<SourceTensor> inputs;          ///< all of `shape`
+  std::vector<std::string> input_names;      ///< how messages call each input's model; may be empty
   std::optional<DType> load_dtype;           ///< inputs are rounded through this type first
   std::optional<DType> compute_dtype;        ///< the result is rounded through this type before dtype
-  std::unique_ptr<merge::TensorMerge> merge; ///< null: copy input 0
+  std::unique_ptr<merge::TensorMerge> merge; ///< null: copy input 0, and warn where other inputs differ from it
+  bool writes = true;                        ///< false: only the passes of `reduce` are run (diff, measure)
+  bool checks_finite = true;                 ///< refuse NaN and infinities in the inputs and in the result
+  /// Filled by the method while planning and solving; one list a tensor, because several tensors are solved at once.
+  std::unique_ptr<std::vector<std::string>> warnings = std::make_unique<std::vector<std::string>>();
 };
+
+/// Takes bytes [offset, offset + data.size()) of tensor number `tensor` of the walk. Called from many threads.
+using TensorWriter = std::function<void(std::size_t tensor, std::uint64_t offset, std::span<const std::byte> data)>;
 
 /// What the stream did.
 struct StreamResult {
   std::uint64_t bytes_read = 0;
   std::uint64_t bytes_written = 0;
+  std::vector<std::string> warnings;
 };
 
-/// Computes every tensor and writes it to its place in `output` (files and offsets were planned there, by name).
-/// Same bytes for any number of threads and any chunk size. Errors: those of reading and writing; corrupt for non-finite inputs (unless allowed),
-/// naming the tensor, the model and the count; out_of_memory when one tile or tensor cannot fit the budget.
-StreamResult run_tensor_stream(std::vector<StreamTensor>& tensors, OutputFolder& output, const JobOptions& options, const char* what);
+/// Walks the tensors in their order. Same bytes for any number of threads and any chunk size.
+/// Errors: those of reading and writing; corrupt for non-finite inputs or results (unless allowed), naming the tensor, the model and the count;
+/// out_of_memory when one tile cannot fit the budget, with both numbers; interrupted.
+StreamResult run_tensor_stream(std::vector<StreamTensor>& tensors, const TensorWriter& write, const JobOptions& options, const char* what);
 
 /// The memory that running this will take, for plans.
 [[nodiscard]] std::uint64_t estimate_stream_memory(const std::vector<StreamTensor>& tensors, const JobOptions& options);

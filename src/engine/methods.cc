@@ -1,0 +1,71 @@
+#include "weft/methods.h"
+
+#include <fmt/format.h>
+
+#include "merge/method.h"
+#include "weft/error.h"
+
+namespace weft {
+namespace {
+
+std::string range_of(const merge::Parameter& p) {
+  const bool low = p.min > -1e300;
+  const bool high = p.max < 1e300;
+  if (low && high) return fmt::format("{:g}..{:g}", p.min, p.max);
+  if (low) return fmt::format(">= {:g}", p.min);
+  if (high) return fmt::format("<= {:g}", p.max);
+  return "";
+}
+
+std::string models_of(const merge::Method& m) {
+  if (m.min_models == m.max_models) return fmt::format("{}", m.min_models);
+  if (m.max_models >= 1 << 20) return fmt::format("{} or more", m.min_models);
+  return fmt::format("{} to {}", m.min_models, m.max_models);
+}
+
+std::string base_of(merge::BaseRule rule) {
+  switch (rule) {
+    case merge::BaseRule::unused: return "none";
+    case merge::BaseRule::optional: return "optional";
+    case merge::BaseRule::required: return "required";
+    case merge::BaseRule::one_of_two: return "one of the two";
+  }
+  return "";
+}
+
+MethodDescription describe(const merge::Method& m) {
+  MethodDescription d;
+  d.name = m.name;
+  d.family = "merge";
+  d.summary = m.summary;
+  d.paper = m.paper;
+  for (const merge::Parameter& p : m.parameters) {
+    MethodParameter out;
+    out.name = p.name;
+    out.type = p.type == merge::ParameterType::boolean ? "boolean" : p.type == merge::ParameterType::integer ? "integer" : "number";
+    out.scope = p.scope == merge::ParameterScope::global ? "global" : "model";
+    out.default_value = p.default_value;
+    out.required = !p.default_value && !p.optional_value;
+    out.range = range_of(p);
+    out.help = p.help;
+    d.parameters.push_back(std::move(out));
+  }
+  d.models = models_of(m);
+  d.base = base_of(m.base);
+  d.passes = m.passes;
+  d.determinism = m.determinism == merge::Determinism::A ? "A" : m.determinism == merge::Determinism::B ? "B" : "C";
+  return d;
+}
+
+}  // namespace
+
+std::vector<MethodDescription> list_methods(std::string_view family) {
+  if (!family.empty() && family != "merge") {
+    throw Error(ErrorCode::invalid_argument, fmt::format("there is no family of methods called '{}'", family), {}, "families: merge");
+  }
+  std::vector<MethodDescription> all;
+  for (const merge::Method& m : merge::methods()) all.push_back(describe(m));
+  return all;
+}
+
+}  // namespace weft
