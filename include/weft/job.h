@@ -30,7 +30,6 @@ struct JobOptions {
   bool dry_run = false;                        ///< plan only
   bool allow_non_finite = false;               ///< let NaN and infinities through
   std::uint64_t chunk_bytes = 0;               ///< of one read; 0: chosen by weft. Never changes a result.
-  const std::atomic<bool>* cancel = nullptr;   ///< set from anywhere to stop the job, which then throws interrupted
   std::function<void(const Progress&)> on_progress;      ///< called from one thread at a time, some ten times a second
   std::function<void(const std::string&)> on_warning;    ///< called as warnings arise; they are also in the report
   const std::atomic<bool>* cancel = nullptr;   ///< once true, the job stops within a chunk, removes what it built and throws interrupted
