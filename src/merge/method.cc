@@ -1,8 +1,53 @@
 #include "merge/method.h"
 
+#include <fmt/format.h>
+
+#include <cmath>
+
 #include "weft/error.h"
 
 namespace weft::merge {
+namespace {
+
+/// model: whose value it is; empty for a global one.
+void check_value(const Parameter& parameter, const Values& values, const std::string& tensor, const std::string& model) {
+  const auto refuse = [&](const std::string& what, std::string advice) {
+    const std::string of = model.empty() ? fmt::format("tensor '{}'", tensor) : fmt::format("model '{}', tensor '{}'", model, tensor);
+    throw Error(ErrorCode::invalid_argument, fmt::format("parameter '{}' of {} {}", parameter.name, of, what),
+                {.tensor = tensor, .key = parameter.name}, std::move(advice));
+  };
+  const std::optional<double> value = values.find(parameter.name);
+  if (!value) {
+    if (!parameter.optional_value) refuse("is required and has no value", "give it a value that applies to this tensor");
+    return;
+  }
+  if (!std::isfinite(*value)) refuse(fmt::format("is {}, not a finite number", *value), "give a finite number");
+  if (*value < parameter.min || *value > parameter.max) {
+    const std::string range = parameter.max >= 1e300    ? fmt::format("at least {}", parameter.min)
+                              : parameter.min <= -1e300 ? fmt::format("at most {}", parameter.max)
+                                                        : fmt::format("from {} to {}", parameter.min, parameter.max);
+    refuse(fmt::format("is {}, but must be {}", *value, range), "change it");
+  }
+  if (parameter.type == ParameterType::integer && *value != std::trunc(*value)) refuse(fmt::format("is {}, not a whole number", *value), "change it");
+  if (parameter.type == ParameterType::boolean && *value != 0 && *value != 1) refuse(fmt::format("is {}, not true or false", *value), "change it");
+}
+
+}  // namespace
+
+std::unique_ptr<TensorMerge> make_merge(const Method& method, const TensorContext& context) {
+  for (const Parameter& parameter : method.parameters) {
+    if (parameter.scope == ParameterScope::global) {
+      check_value(parameter, context.values, context.name, "");
+      continue;
+    }
+    for (const Input& input : context.inputs) {
+      // Where a base has a role of its own it takes no per-model parameters.
+      if (input.is_base && method.base != BaseRule::unused) continue;
+      check_value(parameter, input.values, context.name, input.model);
+    }
+  }
+  return method.make(context);
+}
 
 std::optional<double> Values::find(std::string_view name) const {
   const auto found = values_.find(name);

@@ -25,6 +25,7 @@ struct Parameter {
   double min = -1e300;                  ///< inclusive
   double max = 1e300;
   bool optional_value = false;          ///< absent is a value of its own (passthrough's scale)
+  bool ignored = false;                 ///< accepted for the sake of other tools' configs; changes nothing
 };
 
 /// Bit-identical for: A any target, thread and chunking; B any thread and chunking on one target; C within a stated bound.
@@ -68,7 +69,7 @@ struct TensorContext {
   std::uint64_t seed = 0;
   int layer = -1;         ///< of the output; -1: not in a layer
   int num_layers = 0;
-  std::vector<std::string>* warnings = nullptr;  ///< may be null
+  std::vector<std::string>* warnings = nullptr;  ///< may be null; outlives the phases made from this context
 
   [[nodiscard]] std::optional<std::size_t> base() const noexcept;         ///< position in inputs
   [[nodiscard]] std::vector<std::size_t> non_base() const;                ///< positions in inputs, in order
@@ -108,7 +109,7 @@ class TensorMerge {
 
   /// When the result is one input unchanged: its position. The engine then copies the stored bytes.
   [[nodiscard]] virtual std::optional<std::size_t> copied_input() const { return std::nullopt; }
-  /// Which inputs the phases look at (those with weight 0 need not be read). Default: all.
+  /// Which inputs the phases look at (those with weight 0 need not be read; tiles hold zeros for them). Default: all.
   [[nodiscard]] virtual bool reads_input(std::size_t) const { return true; }
 
   [[nodiscard]] virtual Pass next_pass() const { return Pass::none; }
@@ -119,11 +120,20 @@ class TensorMerge {
   [[nodiscard]] virtual std::unique_ptr<Tally> new_tally() const { return nullptr; }
   /// sums: [num_sums()], zero on entry. tally: from new_tally(), or null.
   virtual void reduce(const Tile&, std::span<double> /*sums*/, Tally* /*tally*/) const {}
-  /// totals: [num_sums()]; tallies: those of all workers, in no fixed order.
+  /// totals: [num_sums()]; tallies: those of the workers that saw a tile, in no fixed order.
   virtual void solve(std::span<const double> /*totals*/, std::span<const std::unique_ptr<Tally>> /*tallies*/) {}
 
   /// out: [tile.count].
   virtual void map(const Tile& tile, std::span<float> out) const = 0;
+  /// Called from one thread once every tile is mapped: the last chance to warn, of what only map could see.
+  virtual void finish() {}
+};
+
+/// What merging copies of one model gives, with weights that sum to one and the other parameters at their defaults.
+enum class Identity {
+  exact,    ///< that model, bit for bit
+  rounded,  ///< that model up to the rounding of base + (model - base) in float32
+  none,     ///< something else (a step of limited size, a threshold on the change)
 };
 
 /// A row of the method table.
@@ -137,9 +147,16 @@ struct Method {
   BaseRule base = BaseRule::unused;
   Determinism determinism = Determinism::A;
   int passes = 1;        ///< times the data is read, usually
-  /// Checks the parameters (throws invalid_argument) and makes the phases. With a single-tensor context; no I/O.
+  bool symmetric = true; ///< permuting the non-base models, with their parameters, changes no more than rounding
+  Identity identity = Identity::exact;
+  /// Makes the phases; throws invalid_argument for what the ranges of the parameters cannot express. With a single-tensor context; no I/O.
+  /// To be called through make_merge.
   std::unique_ptr<TensorMerge> (*make)(const TensorContext&) = nullptr;
 };
+
+/// Checks every value against its declaration (present, finite, in range, whole where it must be), then makes the phases.
+/// Throws invalid_argument naming the parameter, the model and the tensor.
+[[nodiscard]] std::unique_ptr<TensorMerge> make_merge(const Method& method, const TensorContext& context);
 
 /// All methods, sorted by name.
 [[nodiscard]] std::span<const Method> methods();

@@ -28,34 +28,37 @@ std::vector<Span> cut(const merge::TensorContext& context, const merge::Tiling& 
 
 std::vector<float> run_phases(const merge::Method& method, const merge::TensorContext& context, const std::vector<std::vector<float>>& inputs,
                               const DriverOptions& options) {
-  const std::unique_ptr<merge::TensorMerge> merge = method.make(context);
+  const std::unique_ptr<merge::TensorMerge> merge = merge::make_merge(method, context);
   if (const auto copied = merge->copied_input()) return inputs.at(*copied);
   const std::vector<Span> spans = cut(context, merge->tiling());
   std::vector<std::size_t> order(spans.size());
   for (std::size_t i = 0; i < order.size(); ++i) order[i] = options.reverse_tiles ? order.size() - 1 - i : i;
   std::vector<const float*> pointers(inputs.size());
+  const std::vector<float> zeros(context.num_elements);
   const auto tile_of = [&](const Span& span) {
-    for (std::size_t k = 0; k < inputs.size(); ++k) pointers[k] = inputs[k].data() + span.first;
+    for (std::size_t k = 0; k < inputs.size(); ++k) pointers[k] = (merge->reads_input(k) ? inputs[k] : zeros).data() + span.first;
     return merge::Tile{span.first, span.count, pointers};
   };
 
   for (merge::Pass pass = merge->next_pass(); pass != merge::Pass::none; pass = merge->next_pass()) {
     const std::size_t num_sums = merge->num_sums();
     std::vector<std::vector<double>> sums(spans.size(), std::vector<double>(num_sums, 0.0));
-    std::vector<std::unique_ptr<merge::Tally>> tallies;
-    for (int i = 0; i < options.num_tallies; ++i) tallies.push_back(merge->new_tally());
+    std::vector<std::unique_ptr<merge::Tally>> tallies(static_cast<std::size_t>(options.num_tallies));
     for (const std::size_t i : order) {
       if (pass == merge::Pass::sample && !merge->wants_tile(spans[i].first, spans[i].count)) continue;
-      merge->reduce(tile_of(spans[i]), sums[i], tallies[i % tallies.size()].get());
+      std::unique_ptr<merge::Tally>& tally = tallies[i % tallies.size()];
+      if (tally == nullptr) tally = merge->new_tally();
+      merge->reduce(tile_of(spans[i]), sums[i], tally.get());
     }
     std::vector<double> totals(num_sums, 0.0);
     for (const auto& tile_sums : sums)
       for (std::size_t k = 0; k < num_sums; ++k) totals[k] += tile_sums[k];
-    if (tallies.front() == nullptr) tallies.clear();
+    std::erase(tallies, nullptr);
     merge->solve(totals, tallies);
   }
   std::vector<float> out(context.num_elements);
   for (const std::size_t i : order) merge->map(tile_of(spans[i]), std::span(out).subspan(spans[i].first, spans[i].count));
+  merge->finish();
   return out;
 }
 
