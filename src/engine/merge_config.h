@@ -86,23 +86,23 @@ struct Module {
   Settings parameters;
 };
 
-enum class VocabularySource { union_of_all, base, model };
-enum class TokenRowSource { none, zero, model, model_token };
+enum class ConfigVocabulary { union_of_all, base, model };
+enum class ConfigTokenSource { none, zero, model, model_token };
 
 /// What to do about the row of one token.
-struct TokenRule {
+struct ConfigTokenRule {
   std::string token;
-  TokenRowSource source = TokenRowSource::none;
+  ConfigTokenSource source = ConfigTokenSource::none;
   ModelRef model;                           ///< for model and model_token
   std::optional<std::string> source_token;  ///< for model_token: exactly one of these two
   std::optional<std::uint64_t> source_id;
   bool force = false;  ///< also for models that have the token
 };
 
-struct TokenizerSpec {
-  VocabularySource source = VocabularySource::union_of_all;
-  ModelRef model;                                   ///< for VocabularySource::model
-  std::vector<TokenRule> tokens;                    ///< in file order
+struct ConfigTokenizer {
+  ConfigVocabulary source = ConfigVocabulary::union_of_all;
+  ModelRef model;                                   ///< for ConfigVocabulary::model
+  std::vector<ConfigTokenRule> tokens;              ///< in file order
   std::optional<std::uint64_t> pad_to_multiple_of;  ///< never 0
 };
 
@@ -118,7 +118,7 @@ struct MergeConfig {
   Settings parameters;              ///< top level
   std::optional<DType> dtype;
   std::optional<DType> out_dtype;
-  std::optional<TokenizerSpec> tokenizer;
+  std::optional<ConfigTokenizer> tokenizer;
   std::optional<std::string> chat_template;  ///< "auto", a built-in name or a Jinja text
 
   /// Every model that is mentioned, each once, in file order (a rule: the first one stands in where a base is needed and none is given).
