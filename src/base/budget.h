@@ -46,6 +46,7 @@ class MemoryBudget {
 
 /// The largest resident set of this process so far.
 [[nodiscard]] std::uint64_t peak_resident_bytes() noexcept;
+/// RAM of this machine, or of the container that this process runs in.
 [[nodiscard]] std::uint64_t physical_memory_bytes() noexcept;
 
 }  // namespace weft

@@ -8,7 +8,10 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
+
+#include "weft/error.h"
 
 namespace weft {
 
@@ -24,14 +27,19 @@ class SystemCalls {
   virtual int fsync(int fd);
   virtual int fstat(int fd, struct ::stat* out);
   virtual int stat(const char* path, struct ::stat* out);
+  virtual int lstat(const char* path, struct ::stat* out);
   virtual int fallocate(int fd, off_t offset, off_t size);
   virtual int sync_file_range(int fd, off_t offset, off_t size);  ///< starts writing back; a hint
   virtual int fadvise(int fd, off_t offset, off_t size, int advice);
+  virtual int flock(int fd, int operation);
   virtual int rename(const char* from, const char* to);
+  virtual int rename_new(const char* from, const char* to);       ///< renameat2 with RENAME_NOREPLACE
   virtual int exchange(const char* a, const char* b);             ///< renameat2 with RENAME_EXCHANGE
   virtual int unlink(const char* path);
   virtual int rmdir(const char* path);
   virtual int mkdir(const char* path, unsigned mode);
+  /// opendir, readdir to the end, closedir: the names in a folder without "." and "..", in no order. 0 or -1.
+  virtual int list(const char* path, std::vector<std::string>& names);
   /// Free bytes on the file system of path, or -1.
   virtual std::int64_t free_bytes(const char* path);
 
@@ -66,7 +74,8 @@ enum class FileMode {
 };
 
 /// An open file with positioned I/O that any thread may use. Interrupted and short calls are continued here; what fails throws an Error that
-/// names the path: not_found, io (errno kept), no_space (ENOSPC, EDQUOT).
+/// names the path: not_found, invalid_argument (a folder; create_new and it exists), unsupported (a pipe or device), io (errno kept),
+/// no_space (ENOSPC, EDQUOT). Opening never waits: only regular files are taken.
 class File {
  public:
   File() = default;
@@ -102,14 +111,26 @@ class File {
 /// The whole of a small file. Throws unsupported when it is larger than limit_bytes.
 [[nodiscard]] std::string read_text_file(const std::filesystem::path& path, std::uint64_t limit_bytes);
 
+/// What a path names; links are followed, except that a link to nothing is a link.
+enum class PathKind { nothing, file, folder, link, other };
+
 // Paths: each throws an Error that names the path and what was tried.
-void make_directory(const std::filesystem::path& path);          ///< must not exist
+[[nodiscard]] PathKind path_kind(const std::filesystem::path& path);
+/// Names in a folder, sorted.
+[[nodiscard]] std::vector<std::string> list_directory(const std::filesystem::path& path);
+void make_directory(const std::filesystem::path& path);  ///< must not exist
+/// What is at `to` is replaced, as by rename(2): a file by a file, an empty folder by a folder.
 void rename_path(const std::filesystem::path& from, const std::filesystem::path& to);
+/// Nothing may be at `to`; invalid_argument otherwise.
+void rename_to_new(const std::filesystem::path& from, const std::filesystem::path& to);
 void exchange_paths(const std::filesystem::path& a, const std::filesystem::path& b);  ///< unsupported where the file system cannot
 void remove_file(const std::filesystem::path& path);
-/// Removes a folder and what is in it; never follows links.
+/// Removes a folder and what is in it; never follows links. What is gone already is no error.
 void remove_tree(const std::filesystem::path& path);
 void sync_directory(const std::filesystem::path& path);
 [[nodiscard]] std::uint64_t free_space_bytes(const std::filesystem::path& path);
+
+/// An Error for a system call on a path that failed: its code, the reason in words and what to do follow from system_error. did: "open", "write to".
+[[nodiscard]] Error path_error(int system_error, std::string_view did, const std::filesystem::path& path);
 
 }  // namespace weft
