@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "checkpoint/row_view.h"
+#include "engine/merge_config.h"
 #include "weft/dtype.h"
 
 // The tokenizer of a merge: which tokens the output has, and from which rows of which model each embedding row comes.
@@ -54,6 +55,9 @@ struct TokenizerSpec {
   std::optional<std::uint64_t> pad_to_multiple_of;
 };
 
+/// The spec of a config. models: all that the config names (MergeConfig::referenced_models), in the order that plan_tokenizer will get them.
+[[nodiscard]] TokenizerSpec resolve_tokenizer(const ConfigTokenizer& config, std::span<const ModelRef> models);
+
 /// The output's vocabulary. Immutable once made.
 class TokenizerPlan {
  public:
@@ -77,7 +81,7 @@ class TokenizerPlan {
 };
 
 /// Reads the tokenizers of all models and works out the output's.
-/// models: in file order, base_model after them unless listed. base: position of base_model; absent: the first model counts as base.
+/// models: all that the config names, in file order. base: position of base_model; absent: the first model counts as base.
 /// chat_template: resolved text (see choose_chat_template), or absent to keep that of the tokenizer's source.
 /// Errors (before anything is written): invalid_argument (a rule's token is unknown to its model, force without source, ...), unsupported, corrupt.
 [[nodiscard]] TokenizerPlan plan_tokenizer(const std::vector<TokenizerModel>& models, std::optional<std::size_t> base, const TokenizerSpec& spec,

@@ -11,8 +11,10 @@
 #include <vector>
 
 namespace weft {
-
 class Json;
+}  // namespace weft
+
+namespace weft::model {
 
 enum class TokenizerKind {
   none,  ///< no tokenizer files
@@ -102,4 +104,4 @@ struct TokenizerFolder {
 /// chat_template.jinja, else tokenizer_config.json's chat_template (of a list the entry named "default").
 [[nodiscard]] std::optional<ChatTemplate> read_chat_template(const std::filesystem::path& folder);
 
-}  // namespace weft
+}  // namespace weft::model
