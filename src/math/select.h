@@ -6,7 +6,8 @@
 #include <vector>
 
 // Exact order statistics over more elements than fit in memory, by passes over the data. The key of element i is (|x_i| as float32, then index: of two
-// equal magnitudes the lower index is the larger), so every element has its own rank and the answer does not depend on chunks, threads or order.
+// equal magnitudes the lower index is the larger, or the smaller when asked for), so every element has its own rank and the answer does not depend on
+// chunks, threads or order.
 namespace weft::math {
 
 /// The element of a given rank: its magnitude and its index, so that "is this one at or above it" needs no more than the pair.
@@ -14,7 +15,7 @@ struct RankedElement {
   float magnitude = 0;
   std::uint64_t index = 0;
 };
-/// Whether element (magnitude, index) ranks at or above `threshold` (is at least as large).
+/// Whether element (magnitude, index) ranks at or above `threshold` (is at least as large), where the lower index is the larger.
 [[nodiscard]] constexpr bool at_or_above(float magnitude, std::uint64_t index, const RankedElement& threshold) noexcept {
   return magnitude > threshold.magnitude || (magnitude == threshold.magnitude && index <= threshold.index);
 }
@@ -28,7 +29,10 @@ class RankSelector {
   /// Of a sample pass: which blocks of kSampleBlock elements are wanted.
   static constexpr std::uint64_t kSampleBlock = 8192;
 
-  RankSelector(std::uint64_t num_elements, std::vector<std::uint64_t> ranks);
+  /// Which of two equal magnitudes is the larger: the first when the largest are wanted, the second as in a stable ascending sort.
+  enum class Ties { lower_index_is_larger, lower_index_is_smaller };
+
+  RankSelector(std::uint64_t num_elements, std::vector<std::uint64_t> ranks, Ties ties = Ties::lower_index_is_larger);
   ~RankSelector();
   RankSelector(RankSelector&&) noexcept;
   RankSelector& operator=(RankSelector&&) noexcept;
