@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "weft/error.h"
@@ -32,7 +33,21 @@ void check_value(const Parameter& parameter, const Values& values, const std::st
   if (parameter.type == ParameterType::boolean && *value != 0 && *value != 1) refuse(fmt::format("is {}, not true or false", *value), "change it");
 }
 
+class Copy final : public TensorMerge {
+ public:
+  explicit Copy(std::size_t input) : input_(input) {}
+
+  [[nodiscard]] std::optional<std::size_t> copied_input() const override { return input_; }
+  [[nodiscard]] bool reads_input(std::size_t i) const override { return i == input_; }
+  void map(const Tile& tile, std::span<float> out) const override { std::copy_n(tile.inputs[input_], tile.count, out.begin()); }
+
+ private:
+  std::size_t input_;
+};
+
 }  // namespace
+
+std::unique_ptr<TensorMerge> copy_of(std::size_t input) { return std::make_unique<Copy>(input); }
 
 std::unique_ptr<TensorMerge> make_merge(const Method& method, const TensorContext& context) {
   for (const Parameter& parameter : method.parameters) {

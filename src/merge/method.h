@@ -129,6 +129,9 @@ class TensorMerge {
   virtual void finish() {}
 };
 
+/// The phases of a tensor that is one input unchanged.
+[[nodiscard]] std::unique_ptr<TensorMerge> copy_of(std::size_t input);
+
 /// What merging copies of one model gives, with weights that sum to one and the other parameters at their defaults.
 enum class Identity {
   exact,    ///< that model, bit for bit

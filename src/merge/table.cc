@@ -7,8 +7,8 @@ namespace weft::merge {
 
 std::span<const Method> methods() {
   // One line a method, sorted by name. Not static registration: linkers drop objects of static libraries that nothing names.
-  static const std::array<Method, 1> kMethods = {
-      linear(),
+  static const std::array<Method, 9> kMethods = {
+      arcee_fusion(), karcher(), linear(), model_stock(), multislerp(), nuslerp(), passthrough(), sce(), slerp(),
   };
   return kMethods;
 }
