@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "checkpoint/row_view.h"
 #include "merge/method.h"
 #include "weft/checkpoint.h"
 #include "weft/job.h"
@@ -15,18 +16,12 @@
 // TensorStream: walks the tensors of an output in file order, in bounded memory, with reading, arithmetic and writing overlapped.
 namespace weft::engine {
 
-/// A tensor of some checkpoint.
-struct SourceTensor {
-  std::shared_ptr<const Checkpoint> checkpoint;
-  const TensorInfo* tensor = nullptr;   ///< lives in the checkpoint
-};
-
 /// One tensor of the walk: where its values come from and how they are combined.
 struct StreamTensor {
   std::string name;
   Shape shape;
   DType dtype = DType::f32;                  ///< written
-  std::vector<SourceTensor> inputs;          ///< all of `shape`
+  std::vector<TensorRef> inputs;             ///< all of `shape`
   std::vector<std::string> input_names;      ///< how messages call each input's model; may be empty
   std::optional<DType> load_dtype;           ///< inputs are rounded through this type first
   std::optional<DType> compute_dtype;        ///< the result is rounded through this type before dtype
