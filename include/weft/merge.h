@@ -24,8 +24,8 @@ struct MergeOptions : JobOptions {
 /// Carries out a mergekit config (YAML text); paths in it are relative to the current folder, as for mergekit.
 /// Errors: invalid_argument (config), not_found, corrupt, unsupported (inputs), io, no_space, out_of_memory.
 /// Source: the grammar of mergekit 0.1.5.
-[[nodiscard]] WEFT_API JobReport merge(std::string_view config_text, const std::filesystem::path& config_name, const std::filesystem::path& output,
-                                       const MergeOptions& options = {});
+[[nodiscard]] WEFT_API JobReport merge_models(std::string_view config_text, const std::filesystem::path& config_name, const std::filesystem::path& output,
+                                              const MergeOptions& options = {});
 
 struct MultiMergeOptions : MergeOptions {
   std::optional<std::filesystem::path> intermediate_dir;  ///< where named results go

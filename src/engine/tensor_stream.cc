@@ -336,6 +336,7 @@ class Stream {
       begin_pass(job);
       if (!job.chunks.empty()) return;
     }
+    if (job.tensor->merge != nullptr && job.stage == Stage::map) job.tensor->merge->finish();
     report(job);
     active_.remove_if([&job](const Job& other) { return &other == &job; });
   }
