@@ -13,6 +13,9 @@
 // JSON read by a SAX handler with limits, because the DOM keeps the last of duplicate keys, turns 2^64 into a double and overflows the stack on depth.
 namespace weft {
 
+class File;
+class JsonEventAdapter;
+
 /// A JSON value that keeps the order of keys and the exact text of numbers, so that editing a config changes nothing else.
 class Json {
  public:
@@ -46,6 +49,7 @@ class Json {
   [[nodiscard]] const Array* array() const noexcept { return std::get_if<Array>(&value_); }
   [[nodiscard]] Array* array() noexcept { return std::get_if<Array>(&value_); }
   [[nodiscard]] const std::string* string() const noexcept { return std::get_if<std::string>(&value_); }
+  [[nodiscard]] const std::string* number_text() const noexcept { return is_number() ? &std::get_if<Number>(&value_)->text : nullptr; }
   [[nodiscard]] std::optional<bool> boolean() const noexcept;
   [[nodiscard]] std::optional<double> number() const noexcept;
   [[nodiscard]] std::optional<std::int64_t> integer() const noexcept;    ///< a plain integer that fits
@@ -62,13 +66,18 @@ class Json {
   std::variant<std::monostate, bool, Number, std::string, Array, Object> value_;
 };
 
+/// Python writes NaN, Infinity and -Infinity, which are no JSON; configs hold them where a float is meant (time_step_limit of Mamba).
+enum class JsonNumbers { strict, as_python };
+
 struct JsonLimits {
   std::uint64_t max_bytes = 100'000'000;
   int max_depth = 128;
   std::uint64_t max_values = 20'000'000;  ///< keys and values together
+  JsonNumbers numbers = JsonNumbers::as_python;  ///< of parse_json and read_json_file; events are always strict
 };
 
-/// Strict JSON, one document; UTF-8 checked, duplicate keys refused, lone surrogates refused. Errors: corrupt with byte offset; `file` is for the message.
+/// Strict JSON (but for JsonNumbers), one document; UTF-8 checked, duplicate keys refused, lone surrogates refused. Errors: corrupt with byte offset;
+/// `file` is for the message.
 [[nodiscard]] Json parse_json(std::string_view text, const std::filesystem::path& file, const JsonLimits& limits = {});
 /// Reads and parses a file.
 [[nodiscard]] Json read_json_file(const std::filesystem::path& path, const JsonLimits& limits = {});
@@ -78,9 +87,13 @@ struct JsonLimits {
 [[nodiscard]] std::string json_quote(std::string_view text);
 
 /// Events of a parser that builds no tree, for headers that may hold a million tensors. Handlers throw to stop.
+/// Duplicate keys are for the handler to refuse: only it knows which objects are too large to remember.
 class JsonEvents {
  public:
   virtual ~JsonEvents() = default;
+  /// Byte offset in the input of the last byte of the current event's token (for numbers: of the byte behind them).
+  [[nodiscard]] std::uint64_t position() const noexcept { return position_; }
+
   virtual void null() = 0;
   virtual void boolean(bool value) = 0;
   virtual void number(std::string_view text) = 0;  ///< as written
@@ -90,7 +103,13 @@ class JsonEvents {
   virtual void end_object() = 0;
   virtual void begin_array() = 0;
   virtual void end_array() = 0;
+
+ private:
+  friend class JsonEventAdapter;
+  std::uint64_t position_ = 0;
 };
 void parse_json_events(std::string_view text, const std::filesystem::path& file, const JsonLimits& limits, JsonEvents& events);
+/// From part of a file, read in small pieces. Byte offsets, also of position(), count from the start of the file.
+void parse_json_events(const File& file, std::uint64_t offset, std::uint64_t size_bytes, const JsonLimits& limits, JsonEvents& events);
 
 }  // namespace weft
