@@ -1,0 +1,110 @@
+#include <fmt/format.h>
+
+#include <array>
+#include <cstring>
+
+#include "base/file.h"
+#include "base/text.h"
+#include "checkpoint/model_folder.h"
+#include "checkpoint/safetensors.h"
+#include "weft/checkpoint.h"
+#include "weft/error.h"
+
+namespace weft {
+namespace {
+
+struct Recognised {
+  ErrorCode code;
+  std::string what;  ///< "a GGUF file"
+  std::string advice;
+};
+
+bool begins_with_ignoring_case(std::string_view text, std::string_view lower) {
+  if (text.size() < lower.size()) return false;
+  for (std::size_t i = 0; i < lower.size(); ++i)
+    if ((text[i] >= 'A' && text[i] <= 'Z' ? static_cast<char>(text[i] + 32) : text[i]) != lower[i]) return false;
+  return true;
+}
+
+/// What people mistake for a safetensors file, by its first bytes.
+std::optional<Recognised> recognise_other(std::string_view beginning) {
+  using namespace std::string_view_literals;
+  const auto convert = "convert it first: load the model with transformers and save it with save_pretrained, which writes safetensors";
+  const auto download = "it was saved under this name by a failed download; fetch it again, with 'hf download' or a token if the model is gated";
+  if (beginning.starts_with("GGUF"))
+    return Recognised{ErrorCode::unsupported, "a GGUF file, which this version of weft does not read", "name a model in safetensors"};
+  if (beginning.starts_with("ggml") || beginning.starts_with("lmgg") || beginning.starts_with("fmgg") || beginning.starts_with("tjgg"))
+    return Recognised{ErrorCode::unsupported, "a GGML file, a format of the past", "name a model in safetensors"};
+  if (beginning.starts_with("PK\3\4") || beginning.starts_with("PK\5\6"))
+    return Recognised{ErrorCode::unsupported,
+                      "a zip archive (as PyTorch's .bin and .pt and NumPy's .npz are), which this version of weft does not read", convert};
+  if (beginning.size() > 1 && beginning[0] == '\x80' && beginning[1] >= 2 && beginning[1] <= 5)
+    return Recognised{ErrorCode::unsupported, "a Python pickle (an old PyTorch file), which weft does not run", convert};
+  if (beginning.starts_with("\x93NUMPY")) return Recognised{ErrorCode::unsupported, "a NumPy array (.npy)", "name a model in safetensors"};
+  if (beginning.starts_with("\x89HDF\r\n\x1a\n"sv)) return Recognised{ErrorCode::unsupported, "an HDF5 file (Keras)", convert};
+  if (beginning.starts_with("version https://git-lfs"))
+    return Recognised{ErrorCode::corrupt, "a git-lfs pointer, not the file that it stands for",
+                      "run 'git lfs pull' in the folder, or fetch the model with 'hf download'"};
+  if (beginning.starts_with("\x1f\x8b") || beginning.starts_with("\x28\xb5\x2f\xfd") ||
+      beginning.starts_with("\xfd"
+                            "7zXZ") ||
+      beginning.starts_with("7z\xbc\xaf") || beginning.starts_with("BZh"))
+    return Recognised{ErrorCode::unsupported, "a compressed archive", "unpack it first"};
+  if (beginning.size() > 262 && beginning.substr(257, 5) == "ustar") return Recognised{ErrorCode::unsupported, "a tar archive", "unpack it first"};
+
+  std::string_view text = beginning;
+  while (!text.empty() && (text.front() == ' ' || text.front() == '\n' || text.front() == '\r' || text.front() == '\t')) text.remove_prefix(1);
+  for (const std::string_view page : {"<!doctype html"sv, "<html"sv, "<?xml"sv, "<error"sv})
+    if (begins_with_ignoring_case(text, page)) return Recognised{ErrorCode::corrupt, "a web page, not a checkpoint", download};
+  for (const std::string_view answer :
+       {"Entry not found"sv, "Invalid username or password"sv, "Access to model"sv, "Invalid credentials"sv, "Repository not found"sv})
+    if (text.starts_with(answer))
+      return Recognised{ErrorCode::corrupt, fmt::format("an answer of the Hub ('{}'), not a checkpoint", answer), download};
+  return std::nullopt;
+}
+
+enum class Form { safetensors, json };
+
+/// Which reader a file is for; the content decides. Throws for what is neither.
+Form recognise(const File& file) {
+  std::array<char, 512> buffer{};
+  const std::string_view beginning(buffer.data(), file.read_some(0, std::as_writable_bytes(std::span(buffer))));
+  const std::string path = file.path().string();
+  if (beginning.empty())
+    throw Error(ErrorCode::corrupt, "the file is empty", {.file = path}, "the download failed or the disk was full; fetch it again");
+  // A plausible safetensors file is one, whatever else its length may spell.
+  if (beginning.size() > 8) {
+    std::uint64_t length = 0;
+    for (std::size_t i = 8; i-- > 0;) length = length << 8 | static_cast<unsigned char>(beginning[i]);
+    if (length <= kMaxSafetensorsHeaderBytes && beginning[8] == '{') return Form::safetensors;
+  }
+  if (const std::optional<Recognised> other = recognise_other(beginning))
+    throw Error(other->code, "the file is " + other->what, {.file = path}, other->advice);
+  const std::size_t first = beginning.find_first_not_of(" \t\r\n");
+  if (first != std::string_view::npos && (beginning[first] == '{' || beginning[first] == '[')) return Form::json;
+  if (beginning.find_first_not_of('\0') == std::string_view::npos && beginning.size() >= 16)
+    throw Error(ErrorCode::corrupt, "the file begins with zeros only", {.file = path},
+                "the download was cut off after the space was reserved; fetch it again");
+  return Form::safetensors;
+}
+
+}  // namespace
+
+std::shared_ptr<const Checkpoint> open_weights_file(const std::filesystem::path& file, const std::filesystem::path& named,
+                                                    std::vector<std::string> warnings) {
+  const Form form = recognise(File(file, FileMode::read));
+  return form == Form::json ? open_safetensors_shards(file, named, std::move(warnings)) : open_safetensors_file(file, named, std::move(warnings));
+}
+
+std::shared_ptr<const Checkpoint> open_checkpoint(std::string_view model) {
+  if (const std::size_t plus = model.find('+'); plus != std::string_view::npos && path_kind(model) == PathKind::nothing)
+    throw Error(ErrorCode::unsupported,
+                fmt::format("'{}' asks for a model with an adapter, which this version of weft cannot apply", printable(model)), {},
+                fmt::format("name the model alone: '{}'", printable(model.substr(0, plus))));
+  const std::filesystem::path path = resolve_model(model).path;
+  if (path_kind(path) != PathKind::folder) return open_weights_file(path, path, {});
+  FolderWeights weights = find_weights(path);
+  return open_weights_file(weights.file, path, std::move(weights.warnings));
+}
+
+}  // namespace weft
