@@ -1,0 +1,17 @@
+#pragma once
+#include "command.h"
+
+namespace weft::app {
+
+Command info_command();
+Command verify_command();
+Command diff_command();
+Command convert_command();
+Command merge_command();
+Command methods_command();
+
+// The merge command as mergekit's programs of these names.
+Command mergekit_yaml_command();
+Command mergekit_multi_command();
+
+}  // namespace weft::app

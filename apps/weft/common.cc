@@ -1,0 +1,129 @@
+#include "common.h"
+
+#include <fmt/format.h>
+
+#include <atomic>
+#include <csignal>
+
+#include "base/text.h"
+
+namespace weft::app {
+namespace {
+
+constexpr std::uint64_t kWarningsShown = 5;
+
+std::atomic<bool> cancelled{false};
+static_assert(std::atomic<bool>::is_always_lock_free, "a signal handler writes it");
+
+extern "C" void on_signal(int) { cancelled.store(true); }
+
+}  // namespace
+
+Json text_or_null(std::string_view text) { return text.empty() ? Json() : Json(text); }
+
+void cancel_on_signals() {
+  struct sigaction action {};
+  action.sa_handler = on_signal;
+  action.sa_flags = static_cast<int>(SA_RESETHAND);  // the second signal has its usual effect
+  sigemptyset(&action.sa_mask);
+  ::sigaction(SIGINT, &action, nullptr);
+  ::sigaction(SIGTERM, &action, nullptr);
+}
+
+void add_print_options(Command& command, CommonOptions& options) {
+  command.group("Printing");
+  command.flag({"--json"}, options.json, "print one JSON document instead of text");
+  command.flag({"-q", "--quiet"}, options.quiet, "print nothing but warnings and errors (and JSON, if asked for)");
+  command.flag({"-v", "--verbose"}, options.verbose, "print more: every tensor, every warning");
+}
+
+void add_job_options(Command& command, CommonOptions& options) {
+  command.group("Running");
+  command.number({"-j", "--threads"}, options.threads, "threads that compute").default_text = "all of the machine";
+  command.size({"--memory"}, options.memory_bytes, "what the job may hold in memory, such as 2GiB or 800MB").default_text = "a quarter of RAM";
+  command.flag({"--progress"}, options.progress, "show progress even when this is no terminal");
+}
+
+void add_output_options(Command& command, CommonOptions& options) {
+  command.group("Output");
+  command.size({"--max-shard-size"}, options.max_shard_bytes, "bytes of tensors in one file; 0 for a single file").default_text = "5GB";
+  command.flag({"--dry-run"}, options.dry_run, "print the plan and stop");
+  command.flag({"--force"}, options.force, "replace an existing output");
+  command.flag({"--allow-non-finite"}, options.allow_non_finite, "let NaN and infinities in the inputs through");
+}
+
+void print_json(const Json& document) {
+  // For people who look at it the document is spread out; programs get one line.
+  const std::string text = write_json(document, is_terminal(stdout) ? 2 : 0);
+  std::fwrite(text.data(), 1, text.size(), stdout);
+  std::fputc('\n', stdout);
+}
+
+void Console::say(const std::string& text, std::string_view label) {
+  if (progress_) progress_->clear();
+  std::fprintf(stderr, "%s %s\n", paint(stderr, Style::yellow, label).c_str(), text.c_str());
+}
+
+void Console::warn(const std::string& text) {
+  ++num_warnings_;
+  if (options_.json && !options_.dry_run) return;
+  if (num_warnings_ <= kWarningsShown || options_.verbose) say(text);
+}
+
+void Console::finish() {
+  if (progress_) progress_->clear();
+  if (options_.json && !options_.dry_run) return;
+  if (num_warnings_ > kWarningsShown && !options_.verbose) say(fmt::format("and {} more (--verbose shows them all)", num_warnings_ - kWarningsShown));
+}
+
+void Console::fill(JobOptions& job) {
+  constexpr std::uint64_t kMostThreads = 4096;
+  if (options_.threads > kMostThreads)
+    throw Error(ErrorCode::invalid_argument, fmt::format("{} threads are more than {}", options_.threads, kMostThreads), {.key = "--threads"});
+  job.threads = static_cast<int>(options_.threads);
+  job.memory_bytes = options_.memory_bytes;
+  job.seed = options_.seed;
+  job.max_shard_bytes = options_.max_shard_bytes;
+  job.force = options_.force;
+  job.dry_run = options_.dry_run;
+  job.allow_non_finite = options_.allow_non_finite;
+  job.cancel = &cancelled;
+  job.on_warning = [this](const std::string& text) { warn(text); };
+  if (!options_.json && (options_.progress || (is_terminal(stderr) && !options_.quiet))) {
+    progress_ = std::make_unique<ProgressLine>();
+    job.on_progress = [this](const Progress& progress) { progress_->show(progress); };
+  }
+}
+
+DType dtype_argument(const std::string& text, const std::string& option) {
+  if (const auto dtype = dtype_from_any(text)) return *dtype;
+  std::vector<std::string> names;
+  for (int i = 0; i < kNumDTypes; ++i) {
+    const DTypeInfo& known = info(static_cast<DType>(i));
+    names.emplace_back(known.torch_name.empty() ? known.name : known.torch_name);
+  }
+  const auto nearest = nearest_name(text, names);
+  throw Error(ErrorCode::invalid_argument, "unknown type '" + printable(text) + "'", {.key = option},
+              nearest ? "did you mean " + *nearest + "?" : "such as float32, bfloat16 or float16");
+}
+
+int report_error(const Error& error, bool json) {
+  std::fflush(stdout);
+  if (json) {
+    const ErrorPlace& place = error.place();
+    const Json document(Json::Object{{"error", Json(Json::Object{
+                                                   {"code", Json(to_string(error.code()))},
+                                                   {"message", Json(error.message())},
+                                                   {"where", Json(Json::Object{{"file", text_or_null(place.file)},
+                                                                               {"tensor", text_or_null(place.tensor)},
+                                                                               {"key", text_or_null(place.key)},
+                                                                               {"byte", place.byte ? Json(*place.byte) : Json()}})},
+                                                   {"advice", text_or_null(error.advice())},
+                                               })}});
+    print_json(document);
+  }
+  std::fprintf(stderr, "%s %s\n", paint(stderr, Style::red, "error:").c_str(), error.what());
+  return error.exit_status();
+}
+
+}  // namespace weft::app

@@ -1,0 +1,70 @@
+#include <fmt/format.h>
+
+#include <memory>
+
+#include "base/text.h"
+#include "commands.h"
+#include "common.h"
+#include "result.h"
+#include "weft/inspect.h"
+
+namespace weft::app {
+namespace {
+
+struct Arguments {
+  CommonOptions common;
+  std::string model;
+  std::string output;
+  std::string to;
+  std::string dtype;
+};
+
+int run_convert(const Arguments& arguments) {
+  Console console(arguments.common);
+  ConvertOptions options;
+  console.fill(options);
+  options.to = arguments.to;
+  if (!arguments.dtype.empty()) options.dtype = dtype_argument(arguments.dtype, "--dtype");
+  const JobReport report = convert(arguments.model, arguments.output, options);
+  console.finish();
+  if (arguments.common.json) {
+    print_json(report_json(report, {}));
+  } else if (report.dry_run) {
+    print_plan(report, arguments.common);
+  } else if (!arguments.common.quiet) {
+    print_summary(report, "converted " + arguments.model);
+  }
+  return 0;
+}
+
+}  // namespace
+
+Command convert_command() {
+  auto arguments = std::make_shared<Arguments>();
+  Command command;
+  command.name = "convert";
+  command.family = "Make";
+  command.summary = "change the type of the weights, the shards, the container";
+  command.synopsis = "IN OUT [OPTION]...";
+  command.description =
+      "OUT is a folder, or a single file when its name ends in .safetensors. What is not weights (config, tokenizer, templates, licence) goes along "
+      "into a "
+      "folder. Values are rounded to nearest even; integer tensors keep their type.";
+  command.example = "weft convert models/tiny-base out/tiny-base-f32 --dtype float32";
+  command.positional("IN", arguments->model, "a model");
+  command.positional("OUT", arguments->output, "a folder or a file that does not exist");
+  command.group("Converting");
+  command.value({"--dtype"}, "TYPE", arguments->dtype, "type of the floating-point tensors: float32, bfloat16, float16, float8_e4m3fn, ...")
+      .default_text = "as stored";
+  Option& to = command.value({"--to"}, "FORM", arguments->to, "what OUT is");
+  to.kind = ValueKind::choice;
+  to.choices = {"folder", "safetensors"};
+  to.default_text = "from the name of OUT";
+  add_output_options(command, arguments->common);
+  add_job_options(command, arguments->common);
+  add_print_options(command, arguments->common);
+  command.run = [arguments] { return run_convert(*arguments); };
+  return command;
+}
+
+}  // namespace weft::app

@@ -1,0 +1,20 @@
+#pragma once
+#include <span>
+#include <string>
+
+#include "checkpoint/json.h"
+#include "common.h"
+#include "weft/job.h"
+
+// What jobs that write a model report, as JSON and as text.
+namespace weft::app {
+
+[[nodiscard]] Json shape_json(const Shape& shape);
+/// The document for a job that wrote something, or its plan after a dry run. details: what only this command knows.
+[[nodiscard]] Json report_json(const JobReport& report, Json::Object details);
+/// The plan as a table, layers folded unless verbose.
+void print_plan(const JobReport& report, const CommonOptions& options);
+/// What was read and written, how fast, with how much memory. headline: "merged 3 models with ties".
+void print_summary(const JobReport& report, const std::string& headline);
+
+}  // namespace weft::app
