@@ -2,6 +2,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -23,8 +24,9 @@ enum class TokenizerKind {
   wordlevel,
   unigram,
   sentencepiece,  ///< only tokenizer.model, which weft cannot read yet
+  tiktoken,       ///< only a table of byte strings, which weft cannot read either
 };
-/// "BPE", "WordPiece", "WordLevel", "Unigram", "sentencepiece"; empty for none.
+/// "BPE", "WordPiece", "WordLevel", "Unigram", "sentencepiece", "tiktoken"; empty for none.
 [[nodiscard]] std::string_view to_string(TokenizerKind kind) noexcept;
 
 /// A token that is searched in the text before the model sees it.
@@ -72,9 +74,13 @@ class Vocabulary {
   TokenizerKind kind_ = TokenizerKind::none;
   std::vector<Entry> entries_;
   std::vector<AddedToken> added_;
-  // Positions in the vectors above, which own the strings: copies of the class would dangle with views, so the keys are own strings.
-  std::unordered_map<std::string, std::uint32_t> by_token_;
-  std::unordered_map<std::string, std::uint32_t> added_by_token_;
+  struct Hash {
+    using is_transparent = void;
+    [[nodiscard]] std::size_t operator()(std::string_view text) const noexcept { return std::hash<std::string_view>()(text); }
+  };
+  // Own strings as keys: views into the vectors above would dangle in a copy.
+  std::unordered_map<std::string, std::uint32_t, Hash, std::equal_to<>> by_token_;        ///< ids
+  std::unordered_map<std::string, std::uint32_t, Hash, std::equal_to<>> added_by_token_;  ///< positions in added_
 };
 
 /// The chat template of a model folder.
@@ -86,16 +92,19 @@ struct ChatTemplate {
 /// The tokenizer files of a model folder.
 struct TokenizerFolder {
   std::filesystem::path folder;
-  Vocabulary vocabulary;                         ///< kind none or sentencepiece: empty
+  Vocabulary vocabulary;                         ///< empty for kinds that cannot be read
   std::shared_ptr<const Json> tokenizer_json;    ///< null where there is none
   std::shared_ptr<const Json> tokenizer_config;  ///< null where there is none
   std::optional<ChatTemplate> chat_template;
   std::vector<std::string> files;  ///< names of the tokenizer files that are there
 
   [[nodiscard]] TokenizerKind kind() const noexcept { return vocabulary.kind(); }
-  /// Throws unsupported for tokenizer.model alone, not_found for no tokenizer, saying that `why` needs it.
+  /// Throws unsupported for tokenizer.model or a .tiktoken file alone, not_found for no tokenizer, saying that `why` needs it.
   void require_readable(std::string_view why) const;
 };
+
+/// Names of the files of a folder that belong to its tokenizer, chat template included; sorted.
+[[nodiscard]] std::vector<std::string> tokenizer_files(const std::filesystem::path& folder);
 
 /// Reads tokenizer.json; without it vocab.json (with merges.txt) or vocab.txt, and added_tokens.json. A folder without any is no error.
 /// Errors: corrupt, io.
