@@ -43,7 +43,7 @@ class Cabs final : public TensorMerge {
 
  private:
   void merge_block(const Tile& tile, std::size_t begin, std::size_t length, std::span<float> out) const {
-    thread_local std::vector<std::uint32_t> keys;    // magnitudes of this model's changes; 0 where an earlier model kept one
+    thread_local std::vector<std::uint32_t> keys;  // magnitudes of this model's changes; 0 where an earlier model kept one
     thread_local std::vector<std::uint32_t> sorted;
     thread_local std::vector<unsigned char> taken;
     keys.resize(length);
@@ -92,7 +92,8 @@ std::unique_ptr<TensorMerge> make(const TensorContext& context) {
   const double n = context.values.number("n");
   const double m = context.values.number("m");
   if (n > m) {
-    throw Error(ErrorCode::invalid_argument, "n is " + std::to_string(static_cast<int>(n)) + ", more than the " + std::to_string(static_cast<int>(m)) + " entries of a block (m)",
+    throw Error(ErrorCode::invalid_argument,
+                "n is " + std::to_string(static_cast<int>(n)) + ", more than the " + std::to_string(static_cast<int>(m)) + " entries of a block (m)",
                 {.tensor = context.name, .key = "n"}, "give n <= m");
   }
   const double lambda = context.values.number("lambda");
@@ -101,7 +102,8 @@ std::unique_ptr<TensorMerge> make(const TensorContext& context) {
     const double factor = lambda * context.inputs[position].values.number("weight");
     if (factor != 0) vectors.push_back({position, factor});
   }
-  return std::make_unique<Cabs>(required_base(context), std::move(vectors), static_cast<std::size_t>(n), static_cast<std::size_t>(m), context.inputs.size());
+  return std::make_unique<Cabs>(required_base(context), std::move(vectors), static_cast<std::size_t>(n), static_cast<std::size_t>(m),
+                                context.inputs.size());
 }
 
 }  // namespace
@@ -112,7 +114,10 @@ Method cabs() {
   m.summary = "of each block of weights keep every model's largest changes, without overlap, and add them";
   m.paper = "github.com/zongzhenyang/CABS";
   m.parameters = {
-      {.name = "weight", .scope = ParameterScope::per_model, .default_value = 1, .help = "factor of this model's task vector; 0 leaves the model out"},
+      {.name = "weight",
+       .scope = ParameterScope::per_model,
+       .default_value = 1,
+       .help = "factor of this model's task vector; 0 leaves the model out"},
       {.name = "n", .type = ParameterType::integer, .default_value = 64, .help = "entries that each model keeps of a block", .min = 0, .max = 65536},
       {.name = "m", .type = ParameterType::integer, .default_value = 256, .help = "consecutive entries of a block", .min = 1, .max = 65536},
       {.name = "lambda", .default_value = 1, .help = "factor of the merged task vector"},

@@ -6,13 +6,14 @@
 #include "merge/task_vector.h"
 #include "weft/error.h"
 
-// lcsc: a given linear combination of saved checkpoints, with coefficients that sum to one. Source: imagination-research/LCSC (the search is not here).
+// lcsc: a given linear combination of saved checkpoints, with coefficients that sum to one. Source: imagination-research/LCSC (the search is not
+// here).
 namespace weft::merge {
 namespace {
 
 std::unique_ptr<TensorMerge> make(const TensorContext& context) {
-  // W_1 + sum of a_i (W_i - W_1): the sum of the coefficients is one by construction, so equal checkpoints return themselves however the numbers in the
-  // config were rounded. The one that the others are measured from is the first that counts.
+  // W_1 + sum of a_i (W_i - W_1): the sum of the coefficients is one by construction, so equal checkpoints return themselves however the numbers in
+  // the config were rounded. The one that the others are measured from is the first that counts.
   constexpr double kTolerance = 1e-6;
   double sum = 0;
   std::size_t first = context.inputs.size();

@@ -7,7 +7,8 @@
 #include "merge/table.h"
 #include "merge/task_vector.h"
 
-// ram, ramplus_tl: average changes where several models made one, keep them whole where only one did. Source: arXiv 2601.13572; numbers as mergekit 0.1.5.
+// ram, ramplus_tl: average changes where several models made one, keep them whole where only one did. Source: arXiv 2601.13572; numbers as mergekit
+// 0.1.5.
 namespace weft::merge {
 namespace {
 
@@ -28,7 +29,14 @@ class Ram final : public TensorMerge {
  public:
   /// amplify: whether the part that only one model changed is multiplied (ramplus_tl).
   Ram(std::size_t base, std::vector<std::size_t> models, float epsilon, bool amplify, double r, double alpha)
-      : base_(base), models_(std::move(models)), epsilon_(epsilon), r_(r), alpha_(alpha), factors_(models_.size(), 1.0F), counting_(amplify), amplify_(amplify) {}
+      : base_(base),
+        models_(std::move(models)),
+        epsilon_(epsilon),
+        r_(r),
+        alpha_(alpha),
+        factors_(models_.size(), 1.0F),
+        counting_(amplify),
+        amplify_(amplify) {}
 
   [[nodiscard]] Pass next_pass() const override { return counting_ ? Pass::whole : Pass::none; }
   [[nodiscard]] std::size_t num_sums() const override { return 2 * models_.size(); }

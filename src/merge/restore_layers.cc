@@ -13,9 +13,10 @@ std::unique_ptr<TensorMerge> make(const TensorContext& context) {
   const double first = context.values.number("first_layer");
   const double last = context.values.number("last_layer");
   if (context.num_layers > 0 && first <= last && last >= context.num_layers) {
-    throw Error(ErrorCode::invalid_argument,
-                "last_layer is " + std::to_string(static_cast<long long>(last)) + ", but the layers are 0 to " + std::to_string(context.num_layers - 1),
-                {.tensor = context.name, .key = "last_layer"}, "count layers from 0");
+    throw Error(
+        ErrorCode::invalid_argument,
+        "last_layer is " + std::to_string(static_cast<long long>(last)) + ", but the layers are 0 to " + std::to_string(context.num_layers - 1),
+        {.tensor = context.name, .key = "last_layer"}, "count layers from 0");
   }
   const bool restored = context.layer >= 0 && context.layer >= first && context.layer <= last;
   // tuned + amount (base - tuned); an amount of 0 or 1 copies bytes.

@@ -101,8 +101,8 @@ void RowRankMask::apply(std::span<float> values, std::span<const float> uniform,
     return;
   }
 
-  // Rank the members of the buckets that hold undecided entries. They are collected in order of index, so a bucket of equal magnitudes (common in deltas
-  // of 16-bit weights) is in order already.
+  // Rank the members of the buckets that hold undecided entries. They are collected in order of index, so a bucket of equal magnitudes (common in
+  // deltas of 16-bit weights) is in order already.
   constexpr std::uint32_t kNotNeeded = 0xffffffffU;
   auto& next = scratch.next;  // where a bucket's next member goes: its rank, were the bucket in order
   next.assign(buckets.count, kNotNeeded);
@@ -141,8 +141,7 @@ void RowRankMask::apply_unbiased(std::span<float> values, std::span<const float>
     keys[i] = magnitude_bits(values[i]);
     members[i] = static_cast<std::uint32_t>(i);
   }
-  std::sort(members.begin(), members.end(),
-            [&keys](std::uint32_t i, std::uint32_t j) { return keys[i] != keys[j] ? keys[i] < keys[j] : i < j; });
+  std::sort(members.begin(), members.end(), [&keys](std::uint32_t i, std::uint32_t j) { return keys[i] != keys[j] ? keys[i] < keys[j] : i < j; });
   for (std::size_t r = 0; r < length; ++r) {
     const std::uint32_t i = members[r];
     const double p = probability(r, length);

@@ -5,10 +5,10 @@
 
 namespace weft::merge {
 
-/// Drops entries of a row at random, the smaller ones more often (DELLA). The entry of rank r = 0 .. R-1, ascending by magnitude (of equal ones the lower
-/// index first), stays when its uniform number is below p(r) = (density - epsilon) + 2 epsilon r / (R - 1); a row of one uses density.
-/// Exact, but without sorting: a histogram of the magnitudes bounds every rank, and only entries whose number falls between the bounds' probabilities
-/// are ranked. Time O(R) for the usual, O(R log R) for the worst row.
+/// Drops entries of a row at random, the smaller ones more often (DELLA). The entry of rank r = 0 .. R-1, ascending by magnitude (of equal ones the
+/// lower index first), stays when its uniform number is below p(r) = (density - epsilon) + 2 epsilon r / (R - 1); a row of one uses density. Exact,
+/// but without sorting: a histogram of the magnitudes bounds every rank, and only entries whose number falls between the bounds' probabilities are
+/// ranked. Time O(R) for the usual, O(R log R) for the worst row.
 class RowRankMask {
  public:
   /// 0 < density - epsilon, density + epsilon < 1, epsilon >= 0.
@@ -17,10 +17,10 @@ class RowRankMask {
   /// Memory that calls reuse.
   struct Scratch {
     std::vector<std::uint32_t> keys;
-    std::vector<std::uint32_t> counts;   ///< of each bucket
+    std::vector<std::uint32_t> counts;  ///< of each bucket
     std::vector<std::uint32_t> next;
-    std::vector<float> keep_below;       ///< of each bucket: kept when the number is below this,
-    std::vector<float> drop_from;        ///< dropped when not below this, else its rank decides
+    std::vector<float> keep_below;  ///< of each bucket: kept when the number is below this,
+    std::vector<float> drop_from;   ///< dropped when not below this, else its rank decides
     std::vector<std::uint32_t> undecided;
     std::vector<std::uint32_t> members;
     std::vector<std::uint32_t> ranks;

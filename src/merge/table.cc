@@ -7,9 +7,39 @@ namespace weft::merge {
 
 std::span<const Method> methods() {
   // One line a method, sorted by name. Not static registration: linkers drop objects of static libraries that nothing names.
-  static const std::array<Method, 9> kMethods = {
-      arcee_fusion(), karcher(), linear(), model_stock(), multislerp(), nuslerp(), passthrough(), sce(), slerp(),
+  // clang-format off
+  static const std::array kMethods = {
+      arcee_fusion(),
+      breadcrumbs(),
+      breadcrumbs_ties(),
+      cabs(),
+      dare_linear(),
+      dare_ties(),
+      della(),
+      della_linear(),
+      karcher(),
+      lcsc(),
+      linear(),
+      model_stock(),
+      multislerp(),
+      nearswap(),
+      negmerge(),
+      nuslerp(),
+      passthrough(),
+      ram(),
+      ramplus_tl(),
+      restore_layers(),
+      rtvq(),
+      sce(),
+      slerp(),
+      task_analogy(),
+      task_arithmetic(),
+      ties(),
+      time_vectors(),
+      transfer(),
+      tvq(),
   };
+  // clang-format on
   return kMethods;
 }
 

@@ -46,8 +46,8 @@ struct TaskVector {
   float factor = 1;            ///< of rescaling
   // largest, middle: the selector until it is done, then its answer
   std::optional<math::RankSelector> selector = {};
-  std::uint64_t num_dropped_top = 0;      ///< middle
-  std::uint64_t num_dropped_bottom = 0;   ///< middle
+  std::uint64_t num_dropped_top = 0;     ///< middle
+  std::uint64_t num_dropped_bottom = 0;  ///< middle
   std::optional<math::RankedElement> smallest_kept = {};
   std::optional<math::RankedElement> smallest_dropped_top = {};
   // random, random_by_rank
@@ -112,7 +112,8 @@ class PlainTaskVectors final : public TensorMerge {
   std::vector<double> weights_;
   double scale_;
   std::vector<bool> reads_;
-  bool cancels_base_ = false;  ///< the shares sum to one, so that this is an average: the base need not be read, and copies of a model give that model
+  bool cancels_base_ =
+      false;  ///< the shares sum to one, so that this is an average: the base need not be read, and copies of a model give that model
 };
 
 // ---- the general case
@@ -139,7 +140,8 @@ class SparseTaskVectors final : public TensorMerge {
       weights_.push_back(v.weight);
       ranks_rows_ = ranks_rows_ || v.keep == Keep::random_by_rank;
     }
-    // Ranks run along axis 1; a vector is one row. In more than two dimensions a line is not contiguous, and a tile holds whole slabs of the first axis.
+    // Ranks run along axis 1; a vector is one row. In more than two dimensions a line is not contiguous, and a tile holds whole slabs of the first
+    // axis.
     const Shape& shape = context.shape;
     if (shape.size() < 2) {
       line_length_ = context.num_elements;
@@ -148,7 +150,8 @@ class SparseTaskVectors final : public TensorMerge {
       for (std::size_t axis = 2; axis < shape.size(); ++axis) line_stride_ *= static_cast<std::uint64_t>(shape[axis]);
     }
     if (ranks_rows_ && line_length_ >= 0xffffffffU) {
-      throw Error(ErrorCode::unsupported, "tensor '" + context.name + "' has a row of " + std::to_string(line_length_) + " elements to rank, at most 2^32 - 2 are supported",
+      throw Error(ErrorCode::unsupported,
+                  "tensor '" + context.name + "' has a row of " + std::to_string(line_length_) + " elements to rank, at most 2^32 - 2 are supported",
                   {.tensor = context.name}, "set density: 1 for this tensor");
     }
     finish_selection();
@@ -386,7 +389,8 @@ bool plan_sparsifier(TaskVector& v, const TensorContext& context, const Input& i
     case Keep::largest: {
       std::uint64_t kept = part_of(density, n);
       if (kept == 0) {
-        context.warn("tensor '" + context.name + "': density " + std::to_string(density) + " of " + std::to_string(n) + " elements is less than one; one is kept");
+        context.warn("tensor '" + context.name + "': density " + std::to_string(density) + " of " + std::to_string(n) +
+                     " elements is less than one; one is kept");
         kept = 1;
       }
       if (kept >= n) {
@@ -402,8 +406,8 @@ bool plan_sparsifier(TaskVector& v, const TensorContext& context, const Input& i
       const std::uint64_t kept = part_of(density, n);
       const std::uint64_t wanted_top = part_of(gamma, n);
       if (wanted_top == 0 && context.values.flag("drop_all_without_top")) {
-        context.warn("tensor '" + context.name + "': gamma of " + std::to_string(n) + " elements is less than one, so all changes of '" + input.model +
-                     "' are dropped, as mergekit 0.1.4 does");
+        context.warn("tensor '" + context.name + "': gamma of " + std::to_string(n) + " elements is less than one, so all changes of '" +
+                     input.model + "' are dropped, as mergekit 0.1.4 does");
         return false;
       }
       if (kept == 0) return false;
@@ -544,8 +548,15 @@ std::vector<Parameter> task_vector_parameters(Keep keep, bool normalize, bool re
   const bool plain = keep == Keep::all;
   std::vector<Parameter> parameters = {
       {.name = "weight", .scope = ParameterScope::per_model, .help = "factor of this model's task vector"},
-      {.name = "density", .scope = ParameterScope::per_model, .default_value = 1, .help = plain ? "accepted, changes nothing" : "share of the entries that stay", .ignored = plain},
-      {.name = "normalize", .type = ParameterType::boolean, .default_value = normalize ? 1 : 0, .help = "divide by the sum of the weights that took part"},
+      {.name = "density",
+       .scope = ParameterScope::per_model,
+       .default_value = 1,
+       .help = plain ? "accepted, changes nothing" : "share of the entries that stay",
+       .ignored = plain},
+      {.name = "normalize",
+       .type = ParameterType::boolean,
+       .default_value = normalize ? 1 : 0,
+       .help = "divide by the sum of the weights that took part"},
       {.name = "lambda", .default_value = 1, .help = "factor of the merged task vector"},
       {.name = "rescale",
        .type = ParameterType::boolean,

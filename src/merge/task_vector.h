@@ -4,7 +4,8 @@
 
 #include "merge/method.h"
 
-// The skeleton that task_arithmetic, ties, dare, della and breadcrumbs share. With task vectors d_i = A_i - B (float32) of the models other than the base:
+// The skeleton that task_arithmetic, ties, dare, della and breadcrumbs share. With task vectors d_i = A_i - B (float32) of the models other than the
+// base:
 //   sparsify d_i, rescale it; v_i = w_i d_i; sum the v_i, or those that agree with the elected sign; normalise; times lambda; plus B.
 // One method is a row of the choices below. Source: arXiv 2212.04089; numbers as mergekit 0.1.5.
 namespace weft::merge {
@@ -29,10 +30,11 @@ struct TaskVectorRules {
 /// Reads, besides those: epsilon (random_by_rank), gamma and drop_all_without_top (middle), unbiased_rescale (the random ones).
 [[nodiscard]] std::unique_ptr<TensorMerge> make_task_vector_merge(const TensorContext& context, const TaskVectorRules& rules);
 
-/// base + scale * sum of weights[k] * (input positions[k] - base) in float64, rounded once; `base` is any position. Reads only what counts, copies where
-/// the result is one input.
-[[nodiscard]] std::unique_ptr<TensorMerge> make_weighted_deltas(const TensorContext& context, std::size_t base, const std::vector<std::size_t>& positions,
-                                                                const std::vector<double>& weights, double scale);
+/// base + scale * sum of weights[k] * (input positions[k] - base) in float64, rounded once; `base` is any position. Reads only what counts, copies
+/// where the result is one input.
+[[nodiscard]] std::unique_ptr<TensorMerge> make_weighted_deltas(const TensorContext& context, std::size_t base,
+                                                                const std::vector<std::size_t>& positions, const std::vector<double>& weights,
+                                                                double scale);
 
 /// The base of a method that requires one.
 [[nodiscard]] std::size_t required_base(const TensorContext& context);

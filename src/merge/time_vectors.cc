@@ -1,7 +1,8 @@
 #include "merge/table.h"
 #include "merge/task_vector.h"
 
-// time_vectors: a model for a time between or beyond those of two fine-tunes, base + (1 - a) t_first + a t_second. Source: KaiNylund/lm-weights-encode-time.
+// time_vectors: a model for a time between or beyond those of two fine-tunes, base + (1 - a) t_first + a t_second. Source:
+// KaiNylund/lm-weights-encode-time.
 namespace weft::merge {
 
 Method time_vectors() {

@@ -9,7 +9,8 @@ namespace {
 
 class Transfer final : public TensorMerge {
  public:
-  Transfer(std::size_t source, std::size_t tuned, std::size_t target, double lambda) : source_(source), tuned_(tuned), target_(target), lambda_(lambda) {}
+  Transfer(std::size_t source, std::size_t tuned, std::size_t target, double lambda)
+      : source_(source), tuned_(tuned), target_(target), lambda_(lambda) {}
 
   [[nodiscard]] std::optional<std::size_t> copied_input() const override { return lambda_ == 0 ? std::optional(target_) : std::nullopt; }
 

@@ -9,8 +9,8 @@
 #include "merge/table.h"
 #include "merge/task_vector.h"
 
-// tvq, rtvq: merge what is left of task vectors that were stored at a few bits: each one (tvq), or their mean and each one's distance to the mean (rtvq).
-// Source: task vector quantization, with the uniform quantizer of the paper's code; steps of the residual form from its abstract.
+// tvq, rtvq: merge what is left of task vectors that were stored at a few bits: each one (tvq), or their mean and each one's distance to the mean
+// (rtvq). Source: task vector quantization, with the uniform quantizer of the paper's code; steps of the residual form from its abstract.
 namespace weft::merge {
 namespace {
 

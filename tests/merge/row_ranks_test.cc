@@ -1,0 +1,103 @@
+#include "merge/row_ranks.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "base/philox.h"
+#include "support/merge_data.h"
+
+namespace weft::merge {
+namespace {
+
+using weft::testing::gridded_values;
+using weft::testing::normal_values;
+
+std::vector<float> uniform_numbers(std::size_t n, std::uint64_t seed) {
+  std::vector<float> u(n);
+  const RandomStream stream = RandomStream::of(seed, "row", 0, 0);
+  for (std::size_t i = 0; i < n; ++i) u[i] = stream.uniform(i);
+  return u;
+}
+
+/// By sorting, straight from the definition.
+std::vector<float> reference(std::vector<float> values, const std::vector<float>& uniform, double density, double epsilon, bool unbiased) {
+  const std::size_t n = values.size();
+  std::vector<std::size_t> order(n);
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t i, std::size_t j) { return std::abs(values[i]) < std::abs(values[j]); });
+  for (std::size_t r = 0; r < n; ++r) {
+    const double p = n == 1 ? density : (density - epsilon) + 2 * epsilon * static_cast<double>(r) / static_cast<double>(n - 1);
+    float& v = values[order[r]];
+    const bool stays = static_cast<double>(uniform[order[r]]) < p;
+    v = !stays ? 0.0F : unbiased ? static_cast<float>(static_cast<double>(v) / p) : v;
+  }
+  return values;
+}
+
+void expect_as_sorted(const std::vector<float>& values, std::uint64_t seed, double density, double epsilon, const std::string& what) {
+  const std::vector<float> uniform = uniform_numbers(values.size(), seed);
+  const RowRankMask mask(density, epsilon);
+  RowRankMask::Scratch scratch;
+  std::vector<float> got = values;
+  mask.apply(got, uniform, scratch);
+  ASSERT_EQ(got, reference(values, uniform, density, epsilon, false)) << what;
+  got = values;
+  mask.apply_unbiased(got, uniform, scratch);
+  ASSERT_EQ(got, reference(values, uniform, density, epsilon, true)) << what;
+}
+
+TEST(RowRanks, probabilities_grow_with_the_rank_and_average_to_the_density) {
+  const RowRankMask mask(0.5, 0.1);
+  EXPECT_DOUBLE_EQ(mask.probability(0, 3), 0.4);
+  EXPECT_DOUBLE_EQ(mask.probability(1, 3), 0.5);
+  EXPECT_DOUBLE_EQ(mask.probability(2, 3), 0.6);
+  double sum = 0;
+  for (std::uint64_t r = 0; r < 1000; ++r) sum += mask.probability(r, 1000);
+  EXPECT_NEAR(sum / 1000, 0.5, 1e-12);
+}
+
+TEST(RowRanks, a_row_of_one_stays_with_the_density) { EXPECT_EQ(RowRankMask(0.3, 0.1).probability(0, 1), 0.3); }
+
+TEST(RowRanks, histogram_gives_what_sorting_gives_for_every_length) {
+  for (std::size_t n = 1; n <= 300; ++n) {
+    expect_as_sorted(normal_values(n, n), n, 0.5, 0.15, "normal " + std::to_string(n));
+    expect_as_sorted(gridded_values(n, n, 1, 0.25), n + 1000, 0.3, 0.25, "grid " + std::to_string(n));
+  }
+  for (const std::size_t n : {1536U, 8960U, 40000U}) expect_as_sorted(normal_values(n, n), n, 0.5, 0.15, "normal " + std::to_string(n));
+}
+
+TEST(RowRanks, histogram_gives_what_sorting_gives_for_awkward_rows) {
+  constexpr std::size_t n = 2000;
+  std::vector<float> values(n, 0.25F);
+  expect_as_sorted(values, 1, 0.5, 0.4, "all equal");
+  for (std::size_t i = 0; i < n; i += 2) values[i] = -0.25F;
+  expect_as_sorted(values, 2, 0.5, 0.4, "equal but for the sign");
+  std::fill(values.begin(), values.end(), 0.0F);
+  expect_as_sorted(values, 3, 0.5, 0.4, "zeros");
+  values[77] = 1e-30F;
+  expect_as_sorted(values, 4, 0.5, 0.4, "one that is not zero");
+  values = normal_values(n, 5);
+  for (std::size_t i = 0; i < n; ++i) values[i] = std::ldexp(values[i], static_cast<int>(i % 250) - 125);
+  expect_as_sorted(values, 6, 0.5, 0.4, "exponents from the smallest to the largest, subnormal ones too");
+  values = normal_values(n, 7, 1e-3);
+  for (float& v : values) v += 1;
+  expect_as_sorted(values, 8, 0.5, 0.4, "crowded in one octave");
+  for (std::size_t i = 0; i < n; ++i) values[i] = std::ldexp(1.0F, -40) * static_cast<float>(n - i);
+  values[0] = 3e38F;
+  expect_as_sorted(values, 9, 0.5, 0.4, "all but one in the lowest bucket, descending");
+  expect_as_sorted(normal_values(n, 10), 11, 0.5, 0.0, "epsilon 0");
+}
+
+TEST(RowRanks, threshold_is_exact_where_rounding_to_float32_is_not) {
+  for (const double p : {0.1, 0.3, 0.5, 0.7, 0.9999999, 1.0, std::ldexp(1.0, -24), 0.5 + std::ldexp(1.0, -52)}) {
+    const double threshold = static_cast<double>(as_threshold(p));
+    EXPECT_GE(threshold, p);
+    EXPECT_LT(threshold - std::ldexp(1.0, -24), p);
+  }
+}
+
+}  // namespace
+}  // namespace weft::merge
