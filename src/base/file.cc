@@ -68,6 +68,12 @@ int SystemCalls::list(const char* path, std::vector<std::string>& names) {
   return error == 0 ? 0 : -1;
 }
 
+int SystemCalls::is_mount_point(const char* path) {
+  struct ::statx facts {};
+  if (::statx(AT_FDCWD, path, 0, 0, &facts) != 0) return errno == ENOSYS ? 0 : -1;
+  return (facts.stx_attributes_mask & facts.stx_attributes & STATX_ATTR_MOUNT_ROOT) != 0 ? 1 : 0;
+}
+
 std::int64_t SystemCalls::free_bytes(const char* path) {
   struct ::statvfs space {};
   if (::statvfs(path, &space) != 0) return -1;
@@ -392,6 +398,12 @@ void sync_directory(const std::filesystem::path& path) {
   calls().close(fd);
   // EINVAL: a file system whose folders need none.
   if (status != 0 && error != EINVAL) throw path_error(error, "bring to the disk the folder", path);
+}
+
+bool is_mount_point(const std::filesystem::path& path) {
+  const int answer = uninterrupted([&] { return calls().is_mount_point(path.c_str()); });
+  if (answer < 0) throw path_error(errno, "look at", path);
+  return answer == 1;
 }
 
 std::uint64_t free_space_bytes(const std::filesystem::path& path) {

@@ -40,6 +40,8 @@ class SystemCalls {
   virtual int mkdir(const char* path, unsigned mode);
   /// opendir, readdir to the end, closedir: the names in a folder without "." and "..", in no order. 0 or -1.
   virtual int list(const char* path, std::vector<std::string>& names);
+  /// 1 where something is mounted at path itself (also a folder of the same file system), 0 where not or unknown, -1.
+  virtual int is_mount_point(const char* path);
   /// Free bytes on the file system of path, or -1.
   virtual std::int64_t free_bytes(const char* path);
 
@@ -128,6 +130,8 @@ void remove_file(const std::filesystem::path& path);
 /// Removes a folder and what is in it; never follows links. What is gone already is no error.
 void remove_tree(const std::filesystem::path& path);
 void sync_directory(const std::filesystem::path& path);
+/// Whether something is mounted there: such a folder can be neither renamed nor exchanged.
+[[nodiscard]] bool is_mount_point(const std::filesystem::path& path);
 [[nodiscard]] std::uint64_t free_space_bytes(const std::filesystem::path& path);
 
 /// An Error for a system call on a path that failed: its code, the reason in words and what to do follow from system_error. did: "open", "write to".
