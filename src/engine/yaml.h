@@ -49,7 +49,7 @@ struct Member {
 struct Limits {
   std::uint64_t max_bytes = 8u << 20;  ///< of the text; the longest real configs list a rule for each token of a vocabulary
   int max_depth = 64;
-  std::uint64_t max_nodes = 2'000'000;  ///< of all documents, aliased nodes counted each time they are used
+  std::uint64_t max_nodes = 1'000'000;  ///< of all documents, aliased nodes counted each time they are used
 };
 
 struct Document {
