@@ -66,11 +66,12 @@ struct TensorTemplate {
   std::optional<DType> force_dtype;
 };
 
-/// A number that shapes are made of: the first key of config.json that is present and not null, else an expression over the fields before it.
+/// A number that shapes are made of: the first of the keys that config.json has, booleans as 0 and 1. Expressions know the fields before it.
 struct ConfigField {
   std::string name;
-  std::vector<std::string> keys;
-  std::string fallback;  ///< empty: the key is needed
+  std::vector<std::string> keys;  ///< "#id2label": the number of its entries
+  std::string fallback;           ///< expression for a null, and for an absent key unless `absent` says otherwise; empty: the key is needed
+  std::string absent;             ///< expression for an absent key, where the default of the class is not that of null
 };
 
 struct Architecture {
@@ -79,6 +80,7 @@ struct Architecture {
   std::vector<std::string> model_types;
   std::vector<ConfigField> fields;
   std::vector<TensorTemplate> tensors;
+  std::string listed_in;                      ///< key of a list of steps that name tensors themselves (cnn); empty: none
   std::string layer_count_key;                ///< in config.json; empty: no such key
   bool tied_by_default = true;                ///< tie_word_embeddings when config.json has no such key
   std::vector<std::string> dropped_suffixes;  ///< buffers that old files hold and nobody needs: ".rotary_emb.inv_freq"
@@ -112,11 +114,15 @@ struct TensorSlot {
 /// By model_type alone, for questions where another head on top does not matter (roles). Null when unknown.
 [[nodiscard]] const Architecture* find_architecture_family(const Json& config);
 
+/// The architecture with the names that the checkpoint uses where it uses an alias ("wte.weight" for "transformer.wte.weight"), so that outputs keep
+/// them.
+[[nodiscard]] Architecture with_names_of(const Architecture& architecture, const Checkpoint& checkpoint);
+
 /// From the tensor names of checkpoints, for architectures that are not in the table: the first ".number." of a name is the layer; the rest is
 /// pre-layer; a tensor that some checkpoint lacks is optional. Names stay as they are.
 [[nodiscard]] Architecture infer_architecture(std::span<const Checkpoint* const> checkpoints);
 
-/// Number of layers that the config announces. Errors: invalid_argument naming the key when it is absent or absurd.
+/// Number of layers that the config announces. Errors: corrupt, naming the key when it is absent or absurd.
 [[nodiscard]] int num_layers(const Architecture& architecture, const Json& config);
 /// Whether head and embedding share one tensor.
 [[nodiscard]] bool is_tied(const Architecture& architecture, const Json& config);
