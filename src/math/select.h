@@ -21,12 +21,16 @@ struct RankedElement {
 }
 
 /// Finds the elements of the given ranks (0 = the largest) among num_elements. Usage: while next_pass() is not done, make one Tally for each worker,
-/// add every element (all, or the sampled blocks) in any order and split, merge the tallies, call finish_pass(). Usually one sampled and one whole
-/// pass, or one whole pass for small tensors; never more than seven.
+/// add every element (all, or those of the wanted blocks) once, in any order and split, merge the tallies, call finish_pass(). Usually one sampled and one
+/// whole pass, or one whole pass for small tensors; when the answer is one of many equal elements a pass over the few blocks that hold it follows; never
+/// more than seven. add() may be called from many threads, each with its own tally; the others from one.
+/// Memory: 4 bytes an element up to 2^20 elements; above that at most 16 MiB in the sample pass and, in the others, one byte an element, never more than
+/// 64 MiB plus 1 MiB a rank and worker. Cost: 0.4 to 1 ns an element and pass on one core with AVX2.
+/// Errors: internal for a rank that is not below num_elements and for a whole pass that was not shown every element.
 class RankSelector {
  public:
+  /// sample: only blocks that wants_block() names (others may be added and are ignored); whole: every element.
   enum class Pass { done, sample, whole };
-  /// Of a sample pass: which blocks of kSampleBlock elements are wanted.
   static constexpr std::uint64_t kSampleBlock = 8192;
 
   /// Which of two equal magnitudes is the larger: the first when the largest are wanted, the second as in a stable ascending sort.
@@ -38,7 +42,7 @@ class RankSelector {
   RankSelector& operator=(RankSelector&&) noexcept;
 
   [[nodiscard]] Pass next_pass() const noexcept;
-  /// In a sample pass: whether block b (elements b * kSampleBlock ..) is part of the sample. Depends only on num_elements.
+  /// In a sample pass: whether block b (elements b * kSampleBlock ..) is wanted in it. Another pass wants other blocks.
   [[nodiscard]] bool wants_block(std::uint64_t block) const noexcept;
 
   class Tally;  ///< what one worker has seen in this pass
