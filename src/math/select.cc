@@ -251,10 +251,10 @@ void RankSelector::State::start() {
     magnitudes.resize(static_cast<std::size_t>(num_elements));
     return;
   }
-  // One block of 16 of middling tensors; about a million elements; one block of 64 of huge ones, at most 4 million elements.
+  // One block of 8 of middling tensors; about a million elements; one block of 64 of huge ones, at most 4 million elements.
   phase = Phase::sample;
   const std::uint64_t whole_blocks = num_elements / kBlock;
-  const std::uint64_t wanted = std::clamp<std::uint64_t>(whole_blocks / 64, std::min<std::uint64_t>(whole_blocks / 16, 128), 512);
+  const std::uint64_t wanted = std::clamp<std::uint64_t>(whole_blocks / 64, std::min<std::uint64_t>(whole_blocks / 8, 128), 512);
   for (std::uint64_t j = 0; j < wanted; ++j) {
     // One at a random place of each stratum: a regular grid could meet the same columns of every row.
     const std::uint64_t first = j * whole_blocks / wanted;
@@ -335,7 +335,8 @@ void RankSelector::State::finish_sample() {
   }
   range_length = length_of_ranges(num_elements);
   ranges.assign(edges.size(), Ranges((num_elements + range_length - 1) / range_length));
-  max_candidates = std::clamp<std::uint64_t>(num_elements / 16, std::uint64_t{1} << 16, std::uint64_t{1} << 22);
+  // A bracket usually holds less than a hundredth of the elements.
+  max_candidates = std::clamp<std::uint64_t>(num_elements / 16 * ranks.size(), std::uint64_t{1} << 20, std::uint64_t{1} << 22);
   magnitudes = {};
   phase = Phase::bracket;
 }
