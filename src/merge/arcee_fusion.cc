@@ -58,6 +58,13 @@ class ArceeFusion final : public TensorMerge {
   }
 
  private:
+  /// Of one row.
+  struct Scratch {
+    std::vector<double> p;
+    std::vector<double> q;
+    std::vector<double> log_ratio;
+  };
+
   /// Quantile(q) is element floor(q (n - 1)) of the ascending order; the selector counts from the largest.
   static std::vector<std::uint64_t> quartile_ranks(std::uint64_t n) {
     const auto rank = [n](double q) { return n - 1 - static_cast<std::uint64_t>(q * static_cast<double>(n - 1)); };
@@ -66,10 +73,12 @@ class ArceeFusion final : public TensorMerge {
 
   /// |other - base| times the divergence of its row.
   void importance(const Tile& tile, std::span<float> scores) const {
+    const std::vector<double> zeros(row_length_);
+    Scratch scratch{zeros, zeros, zeros};
     for (std::size_t begin = 0; begin < tile.count; begin += row_length_) {
       const std::span<const float> base = tile.input(base_).subspan(begin, row_length_);
       const std::span<const float> other = tile.input(other_).subspan(begin, row_length_);
-      const double divergence = divergence_of((tile.first + begin) / row_length_, other, base);
+      const double divergence = divergence_of((tile.first + begin) / row_length_, other, base, scratch);
       for (std::size_t i = 0; i < row_length_; ++i) {
         const double change = std::abs(static_cast<double>(other[i]) - static_cast<double>(base[i]));
         const double score = change * divergence;
@@ -79,35 +88,31 @@ class ArceeFusion final : public TensorMerge {
     }
   }
 
-  double divergence_of(std::uint64_t row, std::span<const float> a, std::span<const float> b) const {
-    if (divergences_.empty()) return kullback_leibler(a, b);
+  double divergence_of(std::uint64_t row, std::span<const float> a, std::span<const float> b, Scratch& scratch) const {
+    if (divergences_.empty()) return kullback_leibler(a, b, scratch);
     // A row belongs to one tile, and a tile to one thread at a time.
     double& kept = divergences_[row];
-    if (kept == kUnknown) kept = kullback_leibler(a, b);
+    if (kept == kUnknown) kept = kullback_leibler(a, b, scratch);
     return kept;
   }
 
   /// sum p ln(p / q) of softmax(a) and softmax(b), each with 1e-8 added. Both sum to the same, so by Gibbs' inequality it is not negative.
-  static double kullback_leibler(std::span<const float> a, std::span<const float> b) {
+  static double kullback_leibler(std::span<const float> a, std::span<const float> b, Scratch& scratch) {
     if (std::equal(a.begin(), a.end(), b.begin())) return 0;
-    const std::vector<double> p = softmax(a);
-    const std::vector<double> q = softmax(b);
-    std::vector<double> log_p(p.size());
-    std::vector<double> log_q(q.size());
-    math::log_of(p, log_p);
-    math::log_of(q, log_q);
+    softmax(a, scratch.p);
+    softmax(b, scratch.q);
+    for (std::size_t i = 0; i < a.size(); ++i) scratch.q[i] = scratch.p[i] / scratch.q[i];
+    math::log_of(scratch.q, scratch.log_ratio);
     double sum = 0;
-    for (std::size_t i = 0; i < p.size(); ++i) sum += p[i] * (log_p[i] - log_q[i]);
+    for (std::size_t i = 0; i < a.size(); ++i) sum += scratch.p[i] * scratch.log_ratio[i];
     return std::max(sum, 0.0);
   }
 
-  static std::vector<double> softmax(std::span<const float> x) {
-    std::vector<double> p(x.size());
+  static void softmax(std::span<const float> x, std::span<double> p) {
     math::exp_shifted(x, -static_cast<double>(*std::max_element(x.begin(), x.end())), p);
     double sum = 0;
     for (const double e : p) sum += e;
     for (double& e : p) e = e / sum + kAddedProbability;
-    return p;
   }
 
   std::size_t base_;
