@@ -76,7 +76,9 @@ class Cabs final : public TensorMerge {
           --ties;
         }
         taken[i] = 1;
-        result[i] = static_cast<float>(static_cast<double>(base[i]) + v.factor * (static_cast<double>(model[i]) - static_cast<double>(base[i])));
+        const double change = static_cast<double>(model[i]) - static_cast<double>(base[i]);
+        // A factor of 1 is the model's own weight, without any rounding.
+        result[i] = v.factor == 1 ? model[i] : static_cast<float>(static_cast<double>(base[i]) + v.factor * change);
       }
     }
   }

@@ -1,5 +1,7 @@
 #include <algorithm>
 #include <atomic>
+#include <bit>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -28,7 +30,7 @@ class NegMerge final : public TensorMerge {
     votes.resize(kPiece);
     const auto num_models = static_cast<float>(models_.size());
     const double scale = -lambda_ / static_cast<double>(models_.size());
-    bool any_change = false;
+    std::uint32_t any_change = 0;  // the bits of all changes
     bool any_agreement = false;
     for (std::size_t begin = 0; begin < tile.count; begin += kPiece) {
       const std::size_t count = std::min(kPiece, tile.count - begin);
@@ -40,17 +42,17 @@ class NegMerge final : public TensorMerge {
         for (std::size_t i = 0; i < count; ++i) {
           const float d = model[i] - base[i];
           sum[i] += static_cast<double>(d);
+          any_change |= std::bit_cast<std::uint32_t>(std::abs(d));
           votes[i] += (d > 0 ? 1.0F : 0.0F) - (d < 0 ? 1.0F : 0.0F);
         }
       }
       for (std::size_t i = 0; i < count; ++i) {
         const bool unanimous = votes[i] == num_models || votes[i] == -num_models;
         out[begin + i] = unanimous ? static_cast<float>(static_cast<double>(base[i]) + scale * sum[i]) : base[i];
-        any_change |= sum[i] != 0;
         any_agreement |= unanimous;
       }
     }
-    if (any_change) any_change_.store(true, std::memory_order_relaxed);
+    if (any_change != 0) any_change_.store(true, std::memory_order_relaxed);
     if (any_agreement) any_agreement_.store(true, std::memory_order_relaxed);
   }
 

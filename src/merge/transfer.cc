@@ -23,8 +23,8 @@ class Transfer final : public TensorMerge {
       const double change = static_cast<double>(tuned[i]) - static_cast<double>(source[i]);
       const auto moved = static_cast<float>(static_cast<double>(target[i]) + lambda_ * change);
       // What does not differ is handed on without any rounding: an equal target becomes the fine-tune, an unchanged weight stays the target's.
-      const float changed = whole && target[i] == source[i] ? tuned[i] : moved;
-      out[i] = tuned[i] == source[i] ? target[i] : changed;
+      const float added = tuned[i] == source[i] ? target[i] : moved;
+      out[i] = whole && target[i] == source[i] ? tuned[i] : added;
     }
   }
 

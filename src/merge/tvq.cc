@@ -38,7 +38,6 @@ struct Range {
 /// The grid of 2^bits values between the smallest and the largest, with an integer zero point.
 struct Grid {
   double scale = 0;
-  double step = 0;
   double zero = 0;
   double last_code = 0;
   double constant = 0;  ///< where all values are equal
@@ -51,7 +50,6 @@ struct Grid {
     }
     last_code = std::exp2(bits) - 1;
     scale = last_code / (range.max - range.min);
-    step = (range.max - range.min) / last_code;
     // Values are differences of float32, so that a range is at least 2^-24 of what lies in it and |scale * min| < 2^(24 + bits).
     zero = -round_half_even(scale * range.min);
   }
@@ -63,7 +61,7 @@ struct Grid {
     }
     for (double& v : values) {
       const double code = std::min(std::max(round_half_even(scale * v + zero), 0.0), last_code);
-      v = (code - zero) * step;
+      v = (code - zero) / scale;
     }
   }
 };
