@@ -1,0 +1,107 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <regex>
+#include <set>
+#include <sstream>
+#include <string>
+
+#include "merge/method.h"
+
+// What must hold for every row of the method table, whatever it computes.
+namespace weft::merge {
+namespace {
+
+std::string text_of(const std::filesystem::path& path) {
+  std::ifstream file(path);
+  std::stringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+TEST(MethodTable, is_sorted_and_names_no_method_twice) {
+  const auto all = methods();
+  for (std::size_t i = 1; i < all.size(); ++i) EXPECT_LT(all[i - 1].name, all[i].name);
+}
+
+TEST(MethodTable, finds_every_method_by_its_name_and_no_other) {
+  for (const Method& m : methods()) EXPECT_EQ(find_method(m.name), &m);
+  EXPECT_EQ(find_method("tie"), nullptr);
+  EXPECT_EQ(find_method(""), nullptr);
+}
+
+TEST(MethodTable, holds_every_method_of_mergekit) {
+  for (const char* name :
+       {"arcee_fusion", "breadcrumbs",    "breadcrumbs_ties", "dare_linear", "dare_ties",   "della", "della_linear", "karcher", "linear",
+        "model_stock",  "multislerp",     "nearswap",         "nuslerp",     "passthrough", "ram",   "ramplus_tl",   "sce",     "slerp",
+        "ties",         "task_arithmetic"})
+    EXPECT_NE(find_method(name), nullptr) << name;
+}
+
+TEST(MethodTable, every_row_says_what_it_does_and_can_be_made) {
+  for (const Method& m : methods()) {
+    EXPECT_TRUE(std::regex_match(m.name, std::regex("[a-z][a-z0-9_]*"))) << m.name;
+    EXPECT_FALSE(m.summary.empty()) << m.name;
+    EXPECT_EQ(m.summary.find('\n'), std::string::npos) << m.name;
+    EXPECT_FALSE(m.summary.ends_with('.')) << m.name;
+    EXPECT_NE(m.make, nullptr) << m.name;
+    EXPECT_GE(m.min_models, 1) << m.name;
+    EXPECT_LE(m.min_models, m.max_models) << m.name;
+    EXPECT_GE(m.passes, 1) << m.name;
+  }
+}
+
+TEST(MethodTable, every_parameter_has_help_a_range_and_a_default_within_it) {
+  for (const Method& m : methods()) {
+    std::set<std::string> names;
+    for (const Parameter& p : m.parameters) {
+      const std::string what = m.name + "." + p.name;
+      EXPECT_TRUE(names.insert(p.name).second) << what << " is declared twice";
+      EXPECT_FALSE(p.help.empty()) << what;
+      EXPECT_LT(p.min, p.max) << what;
+      EXPECT_FALSE(p.optional_value && p.default_value) << what << " has a default and may be absent";
+      if (!p.default_value) continue;
+      EXPECT_GE(*p.default_value, p.min) << what;
+      EXPECT_LE(*p.default_value, p.max) << what;
+      if (p.type == ParameterType::boolean) {
+        EXPECT_TRUE(*p.default_value == 0 || *p.default_value == 1) << what;
+      }
+    }
+  }
+}
+
+TEST(MethodTable, every_row_has_a_page_with_the_fixed_headings_and_an_example_of_itself) {
+  const std::filesystem::path pages = std::filesystem::path(WEFT_SOURCE_DIR) / "docs" / "methods";
+  for (const Method& m : methods()) {
+    const std::string page = text_of(pages / (m.name + ".md"));
+    ASSERT_FALSE(page.empty()) << "docs/methods/" << m.name << ".md is missing";
+    std::size_t at = page.find("# " + m.name + "\n");
+    EXPECT_EQ(at, 0U) << m.name;
+    for (const char* heading : {"\n## What it is for\n", "\n## Formula\n", "\n## Example\n", "\n## Pitfalls\n", "\n## Source\n"}) {
+      const std::size_t next = page.find(heading, at);
+      ASSERT_NE(next, std::string::npos) << m.name << ".md has no" << heading << "or in another order";
+      at = next;
+    }
+    EXPECT_NE(page.find("merge_method: " + m.name + "\n"), std::string::npos) << m.name << ".md has no example of it";
+  }
+}
+
+TEST(MethodTable, every_page_belongs_to_a_row) {
+  for (const auto& entry : std::filesystem::directory_iterator(std::filesystem::path(WEFT_SOURCE_DIR) / "docs" / "methods"))
+    EXPECT_NE(find_method(entry.path().stem().string()), nullptr) << entry.path();
+}
+
+TEST(MethodTable, every_row_is_named_in_a_test_of_its_own) {
+  std::string tests;
+  for (const auto& entry : std::filesystem::directory_iterator(std::filesystem::path(WEFT_SOURCE_DIR) / "tests" / "merge"))
+    if (entry.path().filename() != "table_test.cc") tests += text_of(entry.path());
+  for (const Method& m : methods()) {
+    const bool named = std::regex_search(tests, std::regex("(\"" + m.name + "\"|\\b" + m.name + "\\(\\))"));
+    EXPECT_TRUE(named) << "no test in tests/merge names " << m.name;
+  }
+}
+
+}  // namespace
+}  // namespace weft::merge
