@@ -39,7 +39,8 @@ JobReport convert(std::string_view model, const fs::path& output, const ConvertO
   const ModelPath source = resolve_model(model);
   const std::shared_ptr<const Checkpoint> checkpoint = open_checkpoint(source.path.string());
 
-  engine::OutputJob job;
+  engine::FolderJob job;
+  job.what = "converting";
   job.inputs = {checkpoint};
   job.input_paths = {source.path};
   job.single_file = one_file;
@@ -74,9 +75,7 @@ JobReport convert(std::string_view model, const fs::path& output, const ConvertO
       }
     }
   }
-  engine::JobBatch batch(options, "converting");
-  batch.add(std::move(job), output);
-  return std::move(batch.run().front());
+  return engine::run_folder_job(std::move(job), output, options);
 }
 
 }  // namespace weft

@@ -55,7 +55,8 @@ HWY_INLINE void WeightedVector(D d, const float* base, const float* const* x, co
 }
 
 template <WeightedForm kForm, std::size_t kInputs, typename T>
-HWY_INLINE void WeightedLoop(const float* base, const float* const* inputs, const T* weights, std::size_t num_inputs, T scale, std::size_t n, float* out) {
+HWY_INLINE void WeightedLoop(const float* base, const float* const* inputs, const T* weights, std::size_t num_inputs, T scale, std::size_t n,
+                             float* out) {
   const hn::ScalableTag<T> d;
   const hn::CappedTag<T, 1> d1;
   constexpr std::size_t kLanes = hn::MaxLanes(d);
@@ -74,13 +75,19 @@ HWY_INLINE void WeightedLoop(const float* base, const float* const* inputs, cons
 }
 
 template <WeightedForm kForm, typename T>
-HWY_INLINE void WeightedAny(const float* base, const float* const* inputs, const T* weights, std::size_t num_inputs, T scale, std::size_t n, float* out) {
+HWY_INLINE void WeightedAny(const float* base, const float* const* inputs, const T* weights, std::size_t num_inputs, T scale, std::size_t n,
+                            float* out) {
   switch (num_inputs) {
-    case 1: return WeightedLoop<kForm, 1, T>(base, inputs, weights, 1, scale, n, out);
-    case 2: return WeightedLoop<kForm, 2, T>(base, inputs, weights, 2, scale, n, out);
-    case 3: return WeightedLoop<kForm, 3, T>(base, inputs, weights, 3, scale, n, out);
-    case 4: return WeightedLoop<kForm, 4, T>(base, inputs, weights, 4, scale, n, out);
-    default: return WeightedLoop<kForm, 0, T>(base, inputs, weights, num_inputs, scale, n, out);
+    case 1:
+      return WeightedLoop<kForm, 1, T>(base, inputs, weights, 1, scale, n, out);
+    case 2:
+      return WeightedLoop<kForm, 2, T>(base, inputs, weights, 2, scale, n, out);
+    case 3:
+      return WeightedLoop<kForm, 3, T>(base, inputs, weights, 3, scale, n, out);
+    case 4:
+      return WeightedLoop<kForm, 4, T>(base, inputs, weights, 4, scale, n, out);
+    default:
+      return WeightedLoop<kForm, 0, T>(base, inputs, weights, num_inputs, scale, n, out);
   }
 }
 
@@ -175,10 +182,14 @@ HWY_INLINE void ConsensusLoop(const float* const* values, const float* weights, 
 
 void SignConsensus(const float* const* values, const float* weights, std::size_t num_inputs, std::size_t n, float* mixed, float* divisor) {
   switch (num_inputs) {
-    case 2: return ConsensusLoop<2>(values, weights, 2, n, mixed, divisor);
-    case 3: return ConsensusLoop<3>(values, weights, 3, n, mixed, divisor);
-    case 4: return ConsensusLoop<4>(values, weights, 4, n, mixed, divisor);
-    default: return ConsensusLoop<0>(values, weights, num_inputs, n, mixed, divisor);
+    case 2:
+      return ConsensusLoop<2>(values, weights, 2, n, mixed, divisor);
+    case 3:
+      return ConsensusLoop<3>(values, weights, 3, n, mixed, divisor);
+    case 4:
+      return ConsensusLoop<4>(values, weights, 4, n, mixed, divisor);
+    default:
+      return ConsensusLoop<0>(values, weights, num_inputs, n, mixed, divisor);
   }
 }
 

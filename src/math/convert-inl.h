@@ -62,8 +62,7 @@ HWY_INLINE V EncodeSmall(DU du, V bits) {
   const V rounding = hn::Set(du, (1U << (kShift - 1)) - 1 - kFormat.rebias());
   const V normal = hn::ShiftRight<kShift>(hn::Add(hn::Add(magnitude, rounding), odd));
   const V subnormal_shift = hn::Set(du, kFormat.subnormal_shift());
-  const V subnormal =
-      hn::Sub(hn::BitCast(du, hn::Add(hn::BitCast(df, magnitude), hn::BitCast(df, subnormal_shift))), subnormal_shift);
+  const V subnormal = hn::Sub(hn::BitCast(du, hn::Add(hn::BitCast(df, magnitude), hn::BitCast(df, subnormal_shift))), subnormal_shift);
   const auto is_subnormal = hn::Lt(hn::BitCast(di, magnitude), hn::Set(di, static_cast<std::int32_t>(kFormat.min_normal())));
   V code = hn::IfThenElse(hn::RebindMask(du, is_subnormal), subnormal, normal);
   code = hn::BitCast(du, hn::Min(hn::BitCast(di, code), hn::Set(di, static_cast<std::int32_t>(kFormat.cap))));
@@ -72,7 +71,8 @@ HWY_INLINE V EncodeSmall(DU du, V bits) {
   }
   if constexpr (kFormat.nan != 0) {
     V nan = hn::Set(du, kFormat.nan);
-    if constexpr (kFormat.keeps_payload) nan = hn::Or(nan, hn::And(hn::ShiftRight<kShift>(magnitude), hn::Set(du, (1U << kFormat.mantissa_bits) - 1)));
+    if constexpr (kFormat.keeps_payload)
+      nan = hn::Or(nan, hn::And(hn::ShiftRight<kShift>(magnitude), hn::Set(du, (1U << kFormat.mantissa_bits) - 1)));
     const auto is_nan = hn::Gt(hn::BitCast(di, magnitude), hn::Set(di, static_cast<std::int32_t>(kInfinity32)));
     code = hn::IfThenElse(hn::RebindMask(du, is_nan), nan, code);
   }

@@ -95,13 +95,20 @@ void decode(DType dtype, std::span<const std::byte> data, std::span<float> out) 
   const auto* in = reinterpret_cast<const std::uint8_t*>(data.data());
   const std::size_t n = out.size();
   switch (dtype) {
-    case DType::bf16: return HWY_DYNAMIC_DISPATCH(DecodeBf16)(in, n, out.data());
-    case DType::f16: return HWY_DYNAMIC_DISPATCH(DecodeF16)(in, n, out.data());
-    case DType::f8_e4m3: return HWY_DYNAMIC_DISPATCH(DecodeE4M3)(in, n, out.data());
-    case DType::f8_e5m2: return HWY_DYNAMIC_DISPATCH(DecodeE5M2)(in, n, out.data());
-    case DType::f8_e4m3fnuz: return HWY_DYNAMIC_DISPATCH(DecodeE4M3Fnuz)(in, n, out.data());
-    case DType::f8_e5m2fnuz: return HWY_DYNAMIC_DISPATCH(DecodeE5M2Fnuz)(in, n, out.data());
-    case DType::f64: return HWY_DYNAMIC_DISPATCH(DecodeF64)(in, n, out.data());
+    case DType::bf16:
+      return HWY_DYNAMIC_DISPATCH(DecodeBf16)(in, n, out.data());
+    case DType::f16:
+      return HWY_DYNAMIC_DISPATCH(DecodeF16)(in, n, out.data());
+    case DType::f8_e4m3:
+      return HWY_DYNAMIC_DISPATCH(DecodeE4M3)(in, n, out.data());
+    case DType::f8_e5m2:
+      return HWY_DYNAMIC_DISPATCH(DecodeE5M2)(in, n, out.data());
+    case DType::f8_e4m3fnuz:
+      return HWY_DYNAMIC_DISPATCH(DecodeE4M3Fnuz)(in, n, out.data());
+    case DType::f8_e5m2fnuz:
+      return HWY_DYNAMIC_DISPATCH(DecodeE5M2Fnuz)(in, n, out.data());
+    case DType::f64:
+      return HWY_DYNAMIC_DISPATCH(DecodeF64)(in, n, out.data());
     case DType::f32:
       if (n != 0) std::memcpy(out.data(), in, n * sizeof(float));
       return;
@@ -115,17 +122,26 @@ void decode(DType dtype, std::span<const std::byte> data, std::span<float> out) 
     case DType::boolean:
       for (std::size_t i = 0; i < n; ++i) out[i] = in[i] != 0 ? 1.0F : 0.0F;
       return;
-    case DType::u8: return decode_integers<std::uint8_t>(data.data(), out);
-    case DType::i8: return decode_integers<std::int8_t>(data.data(), out);
-    case DType::u16: return decode_integers<std::uint16_t>(data.data(), out);
-    case DType::i16: return decode_integers<std::int16_t>(data.data(), out);
-    case DType::u32: return decode_integers<std::uint32_t>(data.data(), out);
-    case DType::i32: return decode_integers<std::int32_t>(data.data(), out);
-    case DType::u64: return decode_integers<std::uint64_t>(data.data(), out);
-    case DType::i64: return decode_integers<std::int64_t>(data.data(), out);
+    case DType::u8:
+      return decode_integers<std::uint8_t>(data.data(), out);
+    case DType::i8:
+      return decode_integers<std::int8_t>(data.data(), out);
+    case DType::u16:
+      return decode_integers<std::uint16_t>(data.data(), out);
+    case DType::i16:
+      return decode_integers<std::int16_t>(data.data(), out);
+    case DType::u32:
+      return decode_integers<std::uint32_t>(data.data(), out);
+    case DType::i32:
+      return decode_integers<std::int32_t>(data.data(), out);
+    case DType::u64:
+      return decode_integers<std::uint64_t>(data.data(), out);
+    case DType::i64:
+      return decode_integers<std::int64_t>(data.data(), out);
     case DType::f6_e2m3:
     case DType::f6_e3m2:
-    case DType::c64: break;
+    case DType::c64:
+      break;
   }
   refuse("decode", dtype);
 }
@@ -135,13 +151,20 @@ void encode(DType dtype, std::span<const float> values, std::span<std::byte> out
   auto* to = reinterpret_cast<std::uint8_t*>(out.data());
   const std::size_t n = values.size();
   switch (dtype) {
-    case DType::bf16: return HWY_DYNAMIC_DISPATCH(EncodeBf16)(values.data(), n, to);
-    case DType::f16: return HWY_DYNAMIC_DISPATCH(EncodeF16)(values.data(), n, to);
-    case DType::f8_e4m3: return HWY_DYNAMIC_DISPATCH(EncodeE4M3)(values.data(), n, to);
-    case DType::f8_e5m2: return HWY_DYNAMIC_DISPATCH(EncodeE5M2)(values.data(), n, to);
-    case DType::f8_e4m3fnuz: return HWY_DYNAMIC_DISPATCH(EncodeE4M3Fnuz)(values.data(), n, to);
-    case DType::f8_e5m2fnuz: return HWY_DYNAMIC_DISPATCH(EncodeE5M2Fnuz)(values.data(), n, to);
-    case DType::f64: return HWY_DYNAMIC_DISPATCH(EncodeF64)(values.data(), n, to);
+    case DType::bf16:
+      return HWY_DYNAMIC_DISPATCH(EncodeBf16)(values.data(), n, to);
+    case DType::f16:
+      return HWY_DYNAMIC_DISPATCH(EncodeF16)(values.data(), n, to);
+    case DType::f8_e4m3:
+      return HWY_DYNAMIC_DISPATCH(EncodeE4M3)(values.data(), n, to);
+    case DType::f8_e5m2:
+      return HWY_DYNAMIC_DISPATCH(EncodeE5M2)(values.data(), n, to);
+    case DType::f8_e4m3fnuz:
+      return HWY_DYNAMIC_DISPATCH(EncodeE4M3Fnuz)(values.data(), n, to);
+    case DType::f8_e5m2fnuz:
+      return HWY_DYNAMIC_DISPATCH(EncodeE5M2Fnuz)(values.data(), n, to);
+    case DType::f64:
+      return HWY_DYNAMIC_DISPATCH(EncodeF64)(values.data(), n, to);
     case DType::f32:
       if (n != 0) std::memcpy(to, values.data(), n * sizeof(float));
       return;
@@ -158,7 +181,8 @@ void encode(DType dtype, std::span<const float> values, std::span<std::byte> out
       }
       return;
     }
-    default: break;
+    default:
+      break;
   }
   refuse("encode", dtype);
 }
@@ -166,22 +190,31 @@ void encode(DType dtype, std::span<const float> values, std::span<std::byte> out
 void round_through(DType dtype, std::span<float> values) {
   const std::size_t n = values.size();
   switch (dtype) {
-    case DType::bf16: return HWY_DYNAMIC_DISPATCH(ThroughBf16)(values.data(), n);
-    case DType::f16: return HWY_DYNAMIC_DISPATCH(ThroughF16)(values.data(), n);
-    case DType::f8_e4m3: return HWY_DYNAMIC_DISPATCH(ThroughE4M3)(values.data(), n);
-    case DType::f8_e5m2: return HWY_DYNAMIC_DISPATCH(ThroughE5M2)(values.data(), n);
-    case DType::f8_e4m3fnuz: return HWY_DYNAMIC_DISPATCH(ThroughE4M3Fnuz)(values.data(), n);
-    case DType::f8_e5m2fnuz: return HWY_DYNAMIC_DISPATCH(ThroughE5M2Fnuz)(values.data(), n);
-    case DType::f4: return HWY_DYNAMIC_DISPATCH(ThroughF4)(values.data(), n);
+    case DType::bf16:
+      return HWY_DYNAMIC_DISPATCH(ThroughBf16)(values.data(), n);
+    case DType::f16:
+      return HWY_DYNAMIC_DISPATCH(ThroughF16)(values.data(), n);
+    case DType::f8_e4m3:
+      return HWY_DYNAMIC_DISPATCH(ThroughE4M3)(values.data(), n);
+    case DType::f8_e5m2:
+      return HWY_DYNAMIC_DISPATCH(ThroughE5M2)(values.data(), n);
+    case DType::f8_e4m3fnuz:
+      return HWY_DYNAMIC_DISPATCH(ThroughE4M3Fnuz)(values.data(), n);
+    case DType::f8_e5m2fnuz:
+      return HWY_DYNAMIC_DISPATCH(ThroughE5M2Fnuz)(values.data(), n);
+    case DType::f4:
+      return HWY_DYNAMIC_DISPATCH(ThroughF4)(values.data(), n);
     case DType::f8_e8m0:
       for (float& value : values) value = kE8M0Values[encode_e8m0(std::bit_cast<std::uint32_t>(value))];
       return;
-    case DType::f32: return;
+    case DType::f32:
+      return;
     case DType::f64:
       // Only a signalling NaN changes on the way.
       for (float& value : values) value = quieted(value);
       return;
-    default: break;
+    default:
+      break;
   }
   refuse("round through", dtype);
 }
@@ -197,28 +230,48 @@ std::uint64_t count_non_finite(std::span<const float> values) {
 float decode_one(DType dtype, std::uint64_t bits) noexcept {
   const auto code = static_cast<std::uint32_t>(bits);
   switch (dtype) {
-    case DType::bf16: return std::bit_cast<float>((code & 0xFFFF) << 16);
-    case DType::f16: return std::bit_cast<float>(decode_small(kF16, code & 0xFFFF));
-    case DType::f8_e4m3: return std::bit_cast<float>(decode_small(kF8E4M3, code & 0xFF));
-    case DType::f8_e5m2: return std::bit_cast<float>(decode_small(kF8E5M2, code & 0xFF));
-    case DType::f8_e4m3fnuz: return std::bit_cast<float>(decode_small(kF8E4M3Fnuz, code & 0xFF));
-    case DType::f8_e5m2fnuz: return std::bit_cast<float>(decode_small(kF8E5M2Fnuz, code & 0xFF));
-    case DType::f8_e8m0: return kE8M0Values[code & 0xFF];
-    case DType::f4: return std::bit_cast<float>(decode_small(kF4, code & 15));
-    case DType::f32: return std::bit_cast<float>(code);
-    case DType::f64: return static_cast<float>(std::bit_cast<double>(bits));
-    case DType::boolean: return (code & 0xFF) != 0 ? 1.0F : 0.0F;
-    case DType::u8: return integer_to_float<std::uint8_t>(bits);
-    case DType::i8: return integer_to_float<std::int8_t>(bits);
-    case DType::u16: return integer_to_float<std::uint16_t>(bits);
-    case DType::i16: return integer_to_float<std::int16_t>(bits);
-    case DType::u32: return integer_to_float<std::uint32_t>(bits);
-    case DType::i32: return integer_to_float<std::int32_t>(bits);
-    case DType::u64: return integer_to_float<std::uint64_t>(bits);
-    case DType::i64: return integer_to_float<std::int64_t>(bits);
+    case DType::bf16:
+      return std::bit_cast<float>((code & 0xFFFF) << 16);
+    case DType::f16:
+      return std::bit_cast<float>(decode_small(kF16, code & 0xFFFF));
+    case DType::f8_e4m3:
+      return std::bit_cast<float>(decode_small(kF8E4M3, code & 0xFF));
+    case DType::f8_e5m2:
+      return std::bit_cast<float>(decode_small(kF8E5M2, code & 0xFF));
+    case DType::f8_e4m3fnuz:
+      return std::bit_cast<float>(decode_small(kF8E4M3Fnuz, code & 0xFF));
+    case DType::f8_e5m2fnuz:
+      return std::bit_cast<float>(decode_small(kF8E5M2Fnuz, code & 0xFF));
+    case DType::f8_e8m0:
+      return kE8M0Values[code & 0xFF];
+    case DType::f4:
+      return std::bit_cast<float>(decode_small(kF4, code & 15));
+    case DType::f32:
+      return std::bit_cast<float>(code);
+    case DType::f64:
+      return static_cast<float>(std::bit_cast<double>(bits));
+    case DType::boolean:
+      return (code & 0xFF) != 0 ? 1.0F : 0.0F;
+    case DType::u8:
+      return integer_to_float<std::uint8_t>(bits);
+    case DType::i8:
+      return integer_to_float<std::int8_t>(bits);
+    case DType::u16:
+      return integer_to_float<std::uint16_t>(bits);
+    case DType::i16:
+      return integer_to_float<std::int16_t>(bits);
+    case DType::u32:
+      return integer_to_float<std::uint32_t>(bits);
+    case DType::i32:
+      return integer_to_float<std::int32_t>(bits);
+    case DType::u64:
+      return integer_to_float<std::uint64_t>(bits);
+    case DType::i64:
+      return integer_to_float<std::int64_t>(bits);
     case DType::f6_e2m3:
     case DType::f6_e3m2:
-    case DType::c64: break;
+    case DType::c64:
+      break;
   }
   return std::bit_cast<float>(kQuietNaN32);
 }
@@ -226,17 +279,28 @@ float decode_one(DType dtype, std::uint64_t bits) noexcept {
 std::uint64_t encode_one(DType dtype, float value) noexcept {
   const auto bits = std::bit_cast<std::uint32_t>(value);
   switch (dtype) {
-    case DType::bf16: return encode_bf16(bits);
-    case DType::f16: return encode_small(kF16, bits);
-    case DType::f8_e4m3: return encode_small(kF8E4M3, bits);
-    case DType::f8_e5m2: return encode_small(kF8E5M2, bits);
-    case DType::f8_e4m3fnuz: return encode_small(kF8E4M3Fnuz, bits);
-    case DType::f8_e5m2fnuz: return encode_small(kF8E5M2Fnuz, bits);
-    case DType::f8_e8m0: return encode_e8m0(bits);
-    case DType::f4: return encode_small(kF4, bits);
-    case DType::f32: return bits;
-    case DType::f64: return std::bit_cast<std::uint64_t>(static_cast<double>(value));
-    default: return 0;
+    case DType::bf16:
+      return encode_bf16(bits);
+    case DType::f16:
+      return encode_small(kF16, bits);
+    case DType::f8_e4m3:
+      return encode_small(kF8E4M3, bits);
+    case DType::f8_e5m2:
+      return encode_small(kF8E5M2, bits);
+    case DType::f8_e4m3fnuz:
+      return encode_small(kF8E4M3Fnuz, bits);
+    case DType::f8_e5m2fnuz:
+      return encode_small(kF8E5M2Fnuz, bits);
+    case DType::f8_e8m0:
+      return encode_e8m0(bits);
+    case DType::f4:
+      return encode_small(kF4, bits);
+    case DType::f32:
+      return bits;
+    case DType::f64:
+      return std::bit_cast<std::uint64_t>(static_cast<double>(value));
+    default:
+      return 0;
   }
 }
 

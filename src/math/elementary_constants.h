@@ -16,7 +16,8 @@ inline constexpr double kLog2E = 0x1.71547652b82fep+0;
 // Beyond these bounds exp is infinite, or less than half of the smallest number.
 inline constexpr double kExpMax = 710;
 inline constexpr double kExpMin = -746;
-/// Added to the exponent n in [-1077, 1025] so that it can be halved as an unsigned number: 2^n is applied in two factors, since alone it may overflow.
+/// Added to the exponent n in [-1077, 1025] so that it can be halved as an unsigned number: 2^n is applied in two factors, since alone it may
+/// overflow.
 inline constexpr std::uint64_t kExponentOffset = 2048;
 
 /// (e^r - 1 - r) / r^2 = 1/2! + r/3! + ... + r^11/13!, highest first. The remainder r^14/14! is below 5e-18 where |r| <= ln(2)/2.

@@ -128,8 +128,7 @@ HWY_INLINE void AccumulatePairs(const double* a, const double* b, std::size_t st
   for (std::size_t i = 0; i < count; i += kPartialSums) {
     for (std::size_t v = 0; v < kSumVectors; ++v) {
       const auto left = hn::LoadU(d, a + i + v * kSumLanes);
-      for (std::size_t p = 0; p < kPairs; ++p)
-        sums[p][v] = hn::Add(sums[p][v], hn::Mul(left, hn::LoadU(d, b + p * stride + i + v * kSumLanes)));
+      for (std::size_t p = 0; p < kPairs; ++p) sums[p][v] = hn::Add(sums[p][v], hn::Mul(left, hn::LoadU(d, b + p * stride + i + v * kSumLanes)));
     }
   }
   for (std::size_t p = 0; p < kPairs; ++p)

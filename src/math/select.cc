@@ -25,17 +25,18 @@ HWY_EXPORT(StoreMagnitudes);
 HWY_EXPORT(CountAround);
 HWY_EXPORT(FindBetween);
 
-// How it works. Small tensors: one pass keeps all magnitudes, then a radix selection. Large ones: a sample gives for each rank two values that the answer
-// almost surely lies between. The next pass counts what is above, keeps what is strictly between (with its index), and counts what equals either
-// value by ranges of indices, since heavy ties (zeros, values of a coarse grid) are common and must not be kept one by one. If the answer is
-// one of the ties, a last pass looks only at the range of indices that holds it. If the sample misled (the rank is outside, or too much is between) a
-// radix search of the magnitude's bits over whole passes settles it; that always ends.
+// How it works. Small tensors: one pass keeps all magnitudes, then a radix selection. Large ones: a sample gives for each rank two values that the
+// answer almost surely lies between. The next pass counts what is above, keeps what is strictly between (with its index), and counts what equals
+// either value by ranges of indices, since heavy ties (zeros, values of a coarse grid) are common and must not be kept one by one. If the answer is
+// one of the ties, a last pass looks only at the range of indices that holds it. If the sample misled (the rank is outside) or says too little (too
+// much is between), a whole pass counts by the upper bits of the magnitude instead. Then it is known exactly how many elements share them with the
+// answer: if few, the next pass keeps those; if many, it counts by the lower bits, which leaves ties only. That always ends.
 
 namespace {
 
 constexpr std::uint64_t kBlock = RankSelector::kSampleBlock;
-/// Up to here all magnitudes are kept (4 MiB).
-constexpr std::uint64_t kKeepAll = std::uint64_t{1} << 20;
+/// Up to here all magnitudes are kept (16 MiB): of fewer elements a sample would be too small to bracket anything narrowly.
+constexpr std::uint64_t kKeepAll = std::uint64_t{1} << 22;
 /// Ranges of indices by which ties are counted.
 constexpr std::uint64_t kNumRanges = 4096;
 /// A range of ties of at most this many elements is searched by listing them (8 MiB).
@@ -140,11 +141,17 @@ struct Tie {
 /// A value that the whole pass counts around. Edges are in descending order.
 struct Edge {
   std::int32_t bits = 0;
-  bool collects = false;  ///< whether elements between this edge and the next are kept
+  bool collects = false;        ///< whether elements between this edge and the next are kept
   bool first_of_chain = false;  ///< whether `above` is counted (else it follows from the edge before)
   std::uint64_t above = 0;
   std::uint64_t equal = 0;
   std::uint64_t between = 0;  ///< this edge and the next
+};
+
+/// Values that an answer lies between, or at.
+struct Interval {
+  std::int32_t above = kAboveAll;
+  std::int32_t below = kBelowAll;
 };
 
 std::uint64_t length_of_ranges(std::uint64_t num_elements) {
@@ -200,15 +207,16 @@ struct RankSelector::State {
   std::atomic<bool> too_many = false;
 
   // radix
-  std::vector<std::uint64_t> histogram;         ///< of high parts, or of low parts by slot
-  std::vector<std::size_t> high_of_slot;        ///< high parts that some rank falls in
-  std::vector<std::uint16_t> slot_of_high;      ///< 0: none, else slot + 1
-  std::vector<BinOfRank> found_high;            ///< by rank
+  std::vector<std::uint64_t> histogram;     ///< of high parts, or of low parts by slot
+  std::vector<std::size_t> high_of_slot;    ///< high parts that some rank falls in
+  std::vector<std::uint16_t> slot_of_high;  ///< 0: none, else slot + 1
+  std::vector<BinOfRank> found_high;        ///< by rank
+  bool counted_high = false;                ///< whether the upper bits have been counted
 
   // ties
-  std::vector<Tie> ties;                        ///< unresolved
-  std::vector<Ranges> ranges;                   ///< by edge (bracket) or tie (count_ties)
-  std::uint64_t range_length = 0;               ///< of ranges, from the tie's first
+  std::vector<Tie> ties;                           ///< unresolved
+  std::vector<Ranges> ranges;                      ///< by edge (bracket) or tie (count_ties)
+  std::uint64_t range_length = 0;                  ///< of ranges, from the tie's first
   std::vector<std::vector<std::uint64_t>> listed;  ///< by tie
 
   [[nodiscard]] bool whole_pass() const {
@@ -223,6 +231,7 @@ struct RankSelector::State {
   void start();
   void finish_keep_all();
   void finish_sample();
+  void start_bracket(const std::vector<Interval>& intervals);
   void finish_bracket();
   void start_radix();
   void finish_radix_high();
@@ -251,7 +260,7 @@ void RankSelector::State::start() {
     magnitudes.resize(static_cast<std::size_t>(num_elements));
     return;
   }
-  // One block of 8 of middling tensors; about a million elements; one block of 64 of huge ones, at most 4 million elements.
+  // About a million elements (half of that of the smallest tensors); of huge ones one block of 64, at most 4 million elements.
   phase = Phase::sample;
   const std::uint64_t whole_blocks = num_elements / kBlock;
   const std::uint64_t wanted = std::clamp<std::uint64_t>(whole_blocks / 64, std::min<std::uint64_t>(whole_blocks / 8, 128), 512);
@@ -294,17 +303,18 @@ void RankSelector::State::finish_sample() {
     const double position = (static_cast<double>(rank) + 0.5) * num_sampled / static_cast<double>(num_elements);
     // Standard error of the position, from how the blocks differ (rows have scales of their own, so elements of a block are not independent).
     const std::int32_t near = sample.roughly(static_cast<std::uint64_t>(position));
-    double sum = 0;
+    // Neighbouring blocks are compared, so that a trend along the tensor, which the strata follow, does not count.
     double sum_of_squares = 0;
+    double before = 0;
     for (std::size_t j = 0; j < sample_blocks.size(); ++j) {
       std::uint64_t above = 0;
       std::uint64_t equal = 0;
       HWY_DYNAMIC_DISPATCH(CountAround)(magnitudes.data() + j * kBlock, kBlock, near, &above, &equal);
-      const auto count = static_cast<double>(above);
-      sum += count;
-      sum_of_squares += count * count;
+      const double step = static_cast<double>(above) - before;
+      if (j != 0) sum_of_squares += step * step;
+      before = static_cast<double>(above);
     }
-    const double variance = std::max(0.0, sum_of_squares - sum * sum / num_blocks) * num_blocks / (num_blocks - 1);
+    const double variance = sum_of_squares / 2 * num_blocks / (num_blocks - 1);
     // Six standard errors, more where few blocks give a poor estimate of it, and a constant for the tails where they may give none.
     const double margin = (6 + 48 / num_blocks) * std::sqrt(variance) + 64;
     const bool open_above = position - margin < 0;
@@ -314,14 +324,30 @@ void RankSelector::State::finish_sample() {
     wanted.push_back(open_below ? magnitudes.size() - 1 : static_cast<std::uint64_t>(position + margin));
   }
   const std::vector<Ordered::Value> values = sample.values(wanted);
-  std::vector<std::pair<std::int32_t, std::int32_t>> intervals;  // from above to below
-  for (std::size_t r = 0; r < ranks.size(); ++r)
-    intervals.emplace_back(brackets[r].open_above ? kAboveAll : values[2 * r].bits, brackets[r].open_below ? kBelowAll : values[2 * r + 1].bits);
+  std::vector<Interval> intervals;
+  double sampled_between = 0;
+  for (std::size_t r = 0; r < ranks.size(); ++r) {
+    const Ordered::Value& above = values[2 * r];
+    const Ordered::Value& below = values[2 * r + 1];
+    intervals.push_back({brackets[r].open_above ? kAboveAll : above.bits, brackets[r].open_below ? kBelowAll : below.bits});
+    const double from = brackets[r].open_above ? 0.0 : static_cast<double>(above.above + above.equal);
+    const double to = brackets[r].open_below ? num_sampled : static_cast<double>(below.above);
+    sampled_between += std::max(0.0, to - from);
+  }
+  magnitudes = {};
+  max_candidates = std::clamp<std::uint64_t>(num_elements / 16 * ranks.size(), std::uint64_t{1} << 20, std::uint64_t{1} << 22);
+  if (sampled_between / num_sampled * static_cast<double>(num_elements) * 1.25 > static_cast<double>(max_candidates)) {
+    start_radix();
+  } else {
+    start_bracket(intervals);
+  }
+}
 
+void RankSelector::State::start_bracket(const std::vector<Interval>& intervals) {
   std::vector<std::int32_t> places;
-  for (const auto& [above, below] : intervals) {
-    places.push_back(above);
-    places.push_back(below);
+  for (const Interval& interval : intervals) {
+    places.push_back(interval.above);
+    places.push_back(interval.below);
   }
   std::sort(places.begin(), places.end(), std::greater<>());
   places.erase(std::unique(places.begin(), places.end()), places.end());
@@ -330,14 +356,14 @@ void RankSelector::State::finish_sample() {
     Edge edge;
     edge.bits = place;
     edge.first_of_chain = edges.empty() || !edges.back().collects;
-    edge.collects = std::any_of(intervals.begin(), intervals.end(), [place](const auto& i) { return place <= i.first && place > i.second; });
+    edge.collects = std::any_of(intervals.begin(), intervals.end(), [place](const Interval& i) { return place <= i.above && place > i.below; });
     edges.push_back(edge);
   }
   range_length = length_of_ranges(num_elements);
   ranges.assign(edges.size(), Ranges((num_elements + range_length - 1) / range_length));
-  // A bracket usually holds less than a hundredth of the elements.
-  max_candidates = std::clamp<std::uint64_t>(num_elements / 16 * ranks.size(), std::uint64_t{1} << 20, std::uint64_t{1} << 22);
-  magnitudes = {};
+  candidates.clear();
+  candidates_granted = 0;
+  too_many = false;
   phase = Phase::bracket;
 }
 
@@ -372,6 +398,8 @@ void RankSelector::State::finish_bracket() {
     missed = !found;
   }
   if (missed) {
+    // After exact counts nothing can be missing, unless the elements are no longer those that were counted.
+    if (counted_high) throw Error(ErrorCode::internal, "rank selection was shown other elements in a later pass");
     candidates = {};
     start_radix();
     return;
@@ -402,7 +430,7 @@ void RankSelector::State::finish_bracket() {
 // ---- Radix search
 
 void RankSelector::State::start_radix() {
-  ties.clear();
+  counted_high = true;
   histogram.assign(kNumHigh, 0);
   phase = Phase::radix_high;
 }
@@ -417,6 +445,20 @@ void RankSelector::State::finish_radix_high() {
     if (slot_of_high[found.bin] != 0) continue;
     high_of_slot.push_back(found.bin);
     slot_of_high[found.bin] = static_cast<std::uint16_t>(high_of_slot.size());
+  }
+  std::uint64_t num_sharing = 0;
+  std::vector<Interval> intervals;
+  for (const std::size_t high : high_of_slot) {
+    num_sharing += histogram[high];
+    const auto least = static_cast<std::int32_t>(high << kLowBits);
+    intervals.push_back({least + static_cast<std::int32_t>(kNumLow - 1) + 1, least - 1});
+  }
+  if (num_sharing <= max_candidates) {
+    histogram = {};
+    // Their number is known, so nothing need stop the workers (whose room, granted in steps, is not all used).
+    max_candidates = std::numeric_limits<std::uint64_t>::max();
+    start_bracket(intervals);
+    return;
   }
   histogram.assign(high_of_slot.size() * kNumLow, 0);
   phase = Phase::radix_low;
@@ -475,7 +517,8 @@ void RankSelector::State::finish_list_ties() {
   for (std::size_t t = 0; t < ties.size(); ++t) {
     std::vector<std::uint64_t>& indices = listed[t];
     if (ties[t].offset >= indices.size())
-      throw Error(ErrorCode::internal, "rank selection was shown " + std::to_string(indices.size()) + " of at least " + std::to_string(ties[t].offset + 1) + " ties");
+      throw Error(ErrorCode::internal,
+                  "rank selection was shown " + std::to_string(indices.size()) + " of at least " + std::to_string(ties[t].offset + 1) + " ties");
     const auto nth = indices.begin() + static_cast<std::ptrdiff_t>(ties[t].offset);
     std::nth_element(indices.begin(), nth, indices.end());
     results[ties[t].rank_slot] = {std::bit_cast<float>(ties[t].bits), *nth};
@@ -521,7 +564,9 @@ std::unique_ptr<RankSelector::Tally> RankSelector::new_tally() const {
       tally->positions.resize(kBlock + 64);
       break;
     case State::Phase::radix_high:
-    case State::Phase::radix_low: tally->histogram.resize(s.histogram.size()); break;
+    case State::Phase::radix_low:
+      tally->histogram.resize(s.histogram.size());
+      break;
     case State::Phase::count_ties:
       for (const Ranges& ranges : s.ranges) tally->ranges.emplace_back(ranges.size());
       break;
@@ -531,14 +576,17 @@ std::unique_ptr<RankSelector::Tally> RankSelector::new_tally() const {
       break;
     case State::Phase::keep_all:
     case State::Phase::sample:
-    case State::Phase::done: break;
+    case State::Phase::done:
+      break;
   }
   return tally;
 }
 
 void RankSelector::State::add_part(TallyOf& tally, std::uint64_t first, const float* values, std::size_t count) {
   switch (phase) {
-    case Phase::keep_all: HWY_DYNAMIC_DISPATCH(StoreMagnitudes)(values, count, magnitudes.data() + first); return;
+    case Phase::keep_all:
+      HWY_DYNAMIC_DISPATCH(StoreMagnitudes)(values, count, magnitudes.data() + first);
+      return;
     case Phase::sample: {
       const auto block = std::lower_bound(sample_blocks.begin(), sample_blocks.end(), first / kBlock);
       if (block == sample_blocks.end() || *block != first / kBlock) return;
@@ -564,7 +612,7 @@ void RankSelector::State::add_part(TallyOf& tally, std::uint64_t first, const fl
         tally.ranges[e + 1][first / range_length] += equal_next;
         for (std::size_t i = 0; i < found; ++i) {
           if (tally.candidates.size() == tally.granted) {
-            constexpr std::uint64_t kGrant = 4096;
+            constexpr std::uint64_t kGrant = 1024;
             if (too_many.load(std::memory_order_relaxed)) break;
             if (candidates_granted.fetch_add(kGrant, std::memory_order_relaxed) + kGrant > max_candidates) {
               too_many.store(true, std::memory_order_relaxed);
@@ -599,12 +647,12 @@ void RankSelector::State::add_part(TallyOf& tally, std::uint64_t first, const fl
         const Tie& tie = ties[t];
         if (first < tie.first || first >= tie.first + tie.length) continue;
         std::uint64_t equal = 0;
-        const std::size_t found =
-            HWY_DYNAMIC_DISPATCH(FindBetween)(values, count, tie.bits - 1, tie.bits + 1, tally.positions.data(), &equal);
+        const std::size_t found = HWY_DYNAMIC_DISPATCH(FindBetween)(values, count, tie.bits - 1, tie.bits + 1, tally.positions.data(), &equal);
         for (std::size_t i = 0; i < found; ++i) tally.listed[t].push_back(first + tally.positions[i]);
       }
       return;
-    case Phase::done: return;
+    case Phase::done:
+      return;
   }
 }
 
@@ -645,14 +693,22 @@ void RankSelector::finish_pass() {
   }
   s.elements_seen = 0;
   switch (s.phase) {
-    case State::Phase::keep_all: return s.finish_keep_all();
-    case State::Phase::sample: return s.finish_sample();
-    case State::Phase::bracket: return s.finish_bracket();
-    case State::Phase::radix_high: return s.finish_radix_high();
-    case State::Phase::radix_low: return s.finish_radix_low();
-    case State::Phase::count_ties: return s.finish_count_ties();
-    case State::Phase::list_ties: return s.finish_list_ties();
-    case State::Phase::done: return;
+    case State::Phase::keep_all:
+      return s.finish_keep_all();
+    case State::Phase::sample:
+      return s.finish_sample();
+    case State::Phase::bracket:
+      return s.finish_bracket();
+    case State::Phase::radix_high:
+      return s.finish_radix_high();
+    case State::Phase::radix_low:
+      return s.finish_radix_low();
+    case State::Phase::count_ties:
+      return s.finish_count_ties();
+    case State::Phase::list_ties:
+      return s.finish_list_ties();
+    case State::Phase::done:
+      return;
   }
 }
 

@@ -24,7 +24,7 @@ struct RankedElement {
 /// add every element (all, or those of the wanted blocks) once, in any order and split, merge the tallies, call finish_pass(). Usually one sampled and one
 /// whole pass, or one whole pass for small tensors; when the answer is one of many equal elements a pass over the few blocks that hold it follows; never
 /// more than seven. add() may be called from many threads, each with its own tally; the others from one.
-/// Memory: 4 bytes an element up to 2^20 elements; above that at most 16 MiB or, where it is more, one byte an element and rank, never more than 64 MiB;
+/// Memory: 4 bytes an element up to 2^22 elements; above that at most 16 MiB or, where it is more, one byte an element and rank, never more than 64 MiB;
 /// plus 1 MiB a rank and worker. Cost: 0.4 to 1 ns an element and pass on one core with AVX2.
 /// Errors: internal for a rank that is not below num_elements and for a whole pass that was not shown every element.
 class RankSelector {

@@ -11,10 +11,10 @@ struct SmallFloat {
   int bias;
   /// Largest magnitude code that encoding gives: infinity where there is one, else the largest finite number.
   std::uint32_t cap;
-  bool has_infinity;  ///< then the top exponent is infinity and NaN, as in IEEE 754
-  bool keeps_payload; ///< the top bits of a NaN's mantissa stay
-  bool unsigned_zero; ///< FNUZ: no -0; its code is the only NaN
-  std::uint32_t nan;  ///< magnitude code of NaN (the whole code for FNUZ); 0 where there is none (F4)
+  bool has_infinity;   ///< then the top exponent is infinity and NaN, as in IEEE 754
+  bool keeps_payload;  ///< the top bits of a NaN's mantissa stay
+  bool unsigned_zero;  ///< FNUZ: no -0; its code is the only NaN
+  std::uint32_t nan;   ///< magnitude code of NaN (the whole code for FNUZ); 0 where there is none (F4)
 
   [[nodiscard]] constexpr int magnitude_bits() const { return exponent_bits + mantissa_bits; }
   [[nodiscard]] constexpr int shift() const { return 23 - mantissa_bits; }
@@ -80,8 +80,8 @@ inline constexpr std::uint32_t kQuietBit32 = 0x00400000;
   return (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
 }
 
-/// E8M0, a power of two without sign and zero. Halfway goes up (of two powers of two neither is even; IEEE 754 then takes the larger). Zero and what is
-/// below the smallest become it; a negative number has no place here and becomes NaN.
+/// E8M0, a power of two without sign and zero. Halfway goes up (of two powers of two neither is even; IEEE 754 then takes the larger). Zero and what
+/// is below the smallest become it; a negative number has no place here and becomes NaN.
 [[nodiscard]] constexpr std::uint32_t encode_e8m0(std::uint32_t bits) {
   constexpr std::uint32_t kNaN = 0xFF;
   const std::uint32_t magnitude = bits & kMagnitudeMask32;

@@ -174,11 +174,11 @@ class SparseTaskVectors final : public TensorMerge {
     return selects || sums_pending_ ? Pass::whole : Pass::none;
   }
   [[nodiscard]] bool wants_tile(std::uint64_t first, std::size_t /*count*/) const override {
-    // Every selector samples the same blocks, and a tile is a block.
+    // A tile is a block. Selectors may want different ones (where each looks for its tie) and ignore those of the others.
     static_assert(Tiling{}.elements == math::RankSelector::kSampleBlock);
-    for (const TaskVector& v : vectors_)
-      if (takes_part(v, math::RankSelector::Pass::sample)) return v.selector->wants_block(first / math::RankSelector::kSampleBlock);
-    return true;
+    return std::any_of(vectors_.begin(), vectors_.end(), [&](const TaskVector& v) {
+      return takes_part(v, math::RankSelector::Pass::sample) && v.selector->wants_block(first / math::RankSelector::kSampleBlock);
+    });
   }
   [[nodiscard]] std::size_t num_sums() const override { return selecting() ? 0 : 2 * vectors_.size(); }
   [[nodiscard]] std::unique_ptr<Tally> new_tally() const override {

@@ -57,9 +57,11 @@ TEST(Combine, weighted_sums_equal_their_definition_bit_for_bit) {
           Inputs in(count, n, offset);
           Guarded<float> out(n, offset);
           weighted_sum_f64(in.pointers, weights, 0.37, out.span());
-          for (std::size_t i = 0; i < n; ++i) ASSERT_EQ(out.span()[i], weighted_one(in, weights, 0.37, i)) << count << " inputs, element " << i << " of " << n;
+          for (std::size_t i = 0; i < n; ++i)
+            ASSERT_EQ(out.span()[i], weighted_one(in, weights, 0.37, i)) << count << " inputs, element " << i << " of " << n;
           weighted_sum(in.pointers, weights32, out.span());
-          for (std::size_t i = 0; i < n; ++i) ASSERT_EQ(out.span()[i], weighted_one(in, weights32, 1.0F, i)) << count << " inputs, element " << i << " of " << n;
+          for (std::size_t i = 0; i < n; ++i)
+            ASSERT_EQ(out.span()[i], weighted_one(in, weights32, 1.0F, i)) << count << " inputs, element " << i << " of " << n;
           ASSERT_TRUE(out.intact());
         }
       }
@@ -281,10 +283,12 @@ TEST(Combine, philox_depends_on_the_element_alone) {
   on_every_target([] {
     const std::uint64_t key = 0x0123456789ABCDEFULL;
     for (const std::size_t n : kLengths) {
-      for (const std::uint64_t first : {std::uint64_t{0}, std::uint64_t{1}, std::uint64_t{2}, std::uint64_t{3}, std::uint64_t{8191}, (std::uint64_t{1} << 34) - 30}) {
+      for (const std::uint64_t first :
+           {std::uint64_t{0}, std::uint64_t{1}, std::uint64_t{2}, std::uint64_t{3}, std::uint64_t{8191}, (std::uint64_t{1} << 34) - 30}) {
         Guarded<float> out(n, static_cast<std::size_t>(first % 7));
         philox_uniform(key, 3, 0xFFFFFFFF, first, out.span());
-        for (std::size_t i = 0; i < n; ++i) ASSERT_EQ(out.span()[i], uniform_one(key, 3, 0xFFFFFFFF, first + i)) << first << " + " << i << " of " << n;
+        for (std::size_t i = 0; i < n; ++i)
+          ASSERT_EQ(out.span()[i], uniform_one(key, 3, 0xFFFFFFFF, first + i)) << first << " + " << i << " of " << n;
         ASSERT_TRUE(out.intact());
       }
     }

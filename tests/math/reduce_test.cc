@@ -101,11 +101,14 @@ TEST(Reduce, gram_matrices_have_the_fixed_order_bit_for_bit) {
         for (std::size_t i = 0; i < count; ++i) {
           for (std::size_t j = i; j < count; ++j) {
             const std::size_t at = gram_index(i, j, count);
-            ASSERT_EQ(plain[at], fixed_sum(n, [&](std::size_t e) { return wide(pointers[i][e]) * wide(pointers[j][e]); })) << i << ", " << j << " of " << count;
-            ASSERT_EQ(deltas[at], fixed_sum(n, [&](std::size_t e) {
-                        const double b = base.data()[e];
-                        return (wide(pointers[i][e]) - b) * (wide(pointers[j][e]) - b);
-                      })) << i << ", " << j << " of " << count;
+            ASSERT_EQ(plain[at], fixed_sum(n, [&](std::size_t e) { return wide(pointers[i][e]) * wide(pointers[j][e]); }))
+                << i << ", " << j << " of " << count;
+            ASSERT_EQ(deltas[at], fixed_sum(n,
+                                            [&](std::size_t e) {
+                                              const double b = base.data()[e];
+                                              return (wide(pointers[i][e]) - b) * (wide(pointers[j][e]) - b);
+                                            }))
+                << i << ", " << j << " of " << count;
           }
         }
       }
