@@ -18,12 +18,12 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <map>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "checkpoint/output.h"
+#include "support/method_config.h"
 #include "weft/methods.h"
 #include "weft/version.h"
 
@@ -178,32 +178,6 @@ T median(std::vector<T> values) {
   return values[values.size() / 2];
 }
 
-/// A plain use of the method: values for what has no default, and 0.5 where sparsity is the point.
-std::string config_of(const weft::MethodDescription& m, const std::vector<fs::path>& models, int& num_inputs) {
-  const int count = std::max(m.models[0] - '0', m.models.find("or more") != std::string::npos ? (m.base == "required" ? 2 : 3) : 1);
-  const bool one_of_two = m.base == "one of the two";
-  const bool with_base = m.base == "required" || one_of_two;
-  std::string text = fmt::format("merge_method: {}\n", m.name);
-  if (with_base) text += fmt::format("base_model: {}\n", models[0].string());
-  std::string per_model;
-  std::string global;
-  for (const weft::MethodParameter& p : m.parameters) {
-    std::string value;
-    if (p.name == "density") value = "0.5";
-    else if (p.name == "select_topk") value = "0.5";
-    else if (p.required) value = p.name == "t" && m.name == "nearswap" ? "0.001" : "0.4";
-    if (value.empty()) continue;
-    (p.scope == "model" ? per_model : global) += fmt::format("{}{}: {}", (p.scope == "model" ? per_model : global).empty() ? "" : ", ", p.name, value);
-  }
-  text += "models:\n";
-  const int first = with_base && !one_of_two ? 1 : 0;
-  for (int i = 0; i < count; ++i)
-    text += fmt::format("  - {{model: {}, parameters: {{{}}}}}\n", models[static_cast<std::size_t>((first + i) % 3)].string(), per_model);
-  text += fmt::format("parameters: {{{}}}\n", global);
-  num_inputs = count + first;
-  return text;
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -235,10 +209,11 @@ int main(int argc, char** argv) {
   fmt::print("{:22} {:>6} {:>8} {:>8} {:>8} {:>8} {:>8} {:>9} {:>9} {:>9}\n", "method", "inputs", "loop s", "weft s", "ratio", "user s", "system s", "GB/s", "of limit", "peak MiB");
   for (const weft::MethodDescription& m : weft::list_methods("merge")) {
     if (!o.methods.empty() && o.methods.find("," + m.name + ",") == std::string::npos) continue;
-    int num_inputs = 0;
     const fs::path config = o.dir / "config.yml";
-    std::ofstream(config) << config_of(m, models, num_inputs);
-    const std::vector<fs::path> inputs(models.begin(), models.begin() + num_inputs);
+    const weft::testing::MethodConfig plain = weft::testing::plain_config(m, {models[0].string(), models[1].string(), models[2].string()});
+    std::ofstream(config) << plain.text;
+    const std::size_t num_inputs = plain.num_inputs;
+    const std::vector<fs::path> inputs(models.begin(), models.begin() + static_cast<std::ptrdiff_t>(num_inputs));
     std::vector<double> loop, parallel, wall, user, system, peak, ratio;
     for (int round = 0; round <= o.rounds; ++round) {
       const double one = plain_loop(inputs, o.dir / "loop.out", 1, o.sync);
@@ -256,7 +231,7 @@ int main(int argc, char** argv) {
       ratio.push_back(run.wall / one);
     }
     fmt::print("{:22} {:6} {:8.2f} {:8.2f} {:8.2f} {:8.2f} {:8.2f} {:9.2f} {:8.0f}% {:9.0f}\n", m.name, num_inputs, median(loop), median(wall), median(ratio), median(user),
-               median(system), gigabytes * (num_inputs + 1) / median(wall), 100 * median(parallel) / median(wall), median(peak));
+               median(system), gigabytes * static_cast<double>(num_inputs + 1) / median(wall), 100 * median(parallel) / median(wall), median(peak));
     std::fflush(stdout);
     fs::remove_all(o.dir / "out");
   }

@@ -110,7 +110,8 @@ namespace {
 /// Where the parser's characters come from: all in memory, or read from a file piece by piece.
 class Source {
  public:
-  explicit Source(std::string_view text) : next_(text.data()), end_(next_ + text.size()), block_end_position_(text.size()) {}
+  Source(std::string_view text, std::uint64_t first_byte)
+      : next_(text.data()), end_(next_ + text.size()), block_end_position_(first_byte + text.size()) {}
   Source(const File& file, std::uint64_t offset, std::uint64_t size_bytes)
       : file_(&file), block_end_position_(offset), stop_position_(offset + size_bytes), buffer_(std::min<std::uint64_t>(size_bytes, kBlockBytes)) {}
 
@@ -356,10 +357,11 @@ class TreeBuilder final : public JsonEvents {
 
 }  // namespace
 
-void parse_json_events(std::string_view text, const std::filesystem::path& file, const JsonLimits& limits, JsonEvents& events) {
+void parse_json_events(std::string_view text, const std::filesystem::path& file, const JsonLimits& limits, JsonEvents& events,
+                       std::uint64_t first_byte) {
   check_size(text.size(), file, limits);
-  Source source(text);
-  run_parser(source, 0, file, limits, events);
+  Source source(text, first_byte);
+  run_parser(source, first_byte, file, limits, events);
 }
 
 void parse_json_events(const File& file, std::uint64_t offset, std::uint64_t size_bytes, const JsonLimits& limits, JsonEvents& events) {

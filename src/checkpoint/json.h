@@ -10,7 +10,8 @@
 #include <variant>
 #include <vector>
 
-// JSON read by a SAX handler with limits, because the DOM keeps the last of duplicate keys, turns 2^64 into a double and overflows the stack on depth.
+// JSON read by a SAX handler with limits, because the DOM keeps the last of duplicate keys, turns 2^64 into a double and overflows the stack on
+// depth.
 namespace weft {
 
 class File;
@@ -19,7 +20,9 @@ class JsonEventAdapter;
 /// A JSON value that keeps the order of keys and the exact text of numbers, so that editing a config changes nothing else.
 class Json {
  public:
-  struct Number { std::string text; };  ///< as written
+  struct Number {
+    std::string text;
+  };  ///< as written
   using Array = std::vector<Json>;
   using Member = std::pair<std::string, Json>;
   using Object = std::vector<Member>;
@@ -52,7 +55,7 @@ class Json {
   [[nodiscard]] const std::string* number_text() const noexcept { return is_number() ? &std::get_if<Number>(&value_)->text : nullptr; }
   [[nodiscard]] std::optional<bool> boolean() const noexcept;
   [[nodiscard]] std::optional<double> number() const noexcept;
-  [[nodiscard]] std::optional<std::int64_t> integer() const noexcept;    ///< a plain integer that fits
+  [[nodiscard]] std::optional<std::int64_t> integer() const noexcept;  ///< a plain integer that fits
   [[nodiscard]] std::optional<std::uint64_t> unsigned_integer() const noexcept;
 
   /// Member of an object; null when absent or not an object.
@@ -72,7 +75,7 @@ enum class JsonNumbers { strict, as_python };
 struct JsonLimits {
   std::uint64_t max_bytes = 100'000'000;
   int max_depth = 128;
-  std::uint64_t max_values = 20'000'000;  ///< keys and values together
+  std::uint64_t max_values = 20'000'000;         ///< keys and values together
   JsonNumbers numbers = JsonNumbers::as_python;  ///< of parse_json and read_json_file; events are always strict
 };
 
@@ -108,7 +111,9 @@ class JsonEvents {
   friend class JsonEventAdapter;
   std::uint64_t position_ = 0;
 };
-void parse_json_events(std::string_view text, const std::filesystem::path& file, const JsonLimits& limits, JsonEvents& events);
+/// first_byte: where in the file the text begins; byte offsets count from there.
+void parse_json_events(std::string_view text, const std::filesystem::path& file, const JsonLimits& limits, JsonEvents& events,
+                       std::uint64_t first_byte = 0);
 /// From part of a file, read in small pieces. Byte offsets, also of position(), count from the start of the file.
 void parse_json_events(const File& file, std::uint64_t offset, std::uint64_t size_bytes, const JsonLimits& limits, JsonEvents& events);
 

@@ -45,6 +45,22 @@ float to_float_odd(double value) {
   return std::bit_cast<float>(bits);
 }
 
+/// sums[i] += element i of `stored`, as `seen` holds it. scratch: any.
+void add_decoded(DType stored, DType seen, std::span<const std::byte> data, std::vector<float>& scratch, std::span<double> sums) {
+  if (stored == DType::f64 && seen == DType::f64) {
+    for (std::size_t i = 0; i < sums.size(); ++i) {
+      double value;
+      std::memcpy(&value, data.data() + i * sizeof(double), sizeof(double));
+      sums[i] += value;
+    }
+    return;
+  }
+  scratch.resize(sums.size());
+  math::decode(stored, data, scratch);
+  if (stored != seen) math::round_through(seen, scratch);
+  for (std::size_t i = 0; i < sums.size(); ++i) sums[i] += static_cast<double>(scratch[i]);
+}
+
 void encode_doubles(DType dtype, std::span<const double> values, std::span<std::byte> out) {
   if (dtype == DType::f64) {
     std::memcpy(out.data(), values.data(), values.size_bytes());
@@ -57,6 +73,12 @@ void encode_doubles(DType dtype, std::span<const double> values, std::span<std::
 
 // ---------------------------------------------------------------------------------------------------------------------------------------------------
 // Rows
+
+/// Buffers that a computation reuses.
+struct Scratch {
+  std::vector<std::byte> bytes;
+  std::vector<float> values;
+};
 
 class RowView final : public Checkpoint {
  public:
@@ -229,14 +251,13 @@ class RowView final : public Checkpoint {
     }
   }
 
-  /// Values of `count` elements from flat position `first` of a source, as this view's type holds them.
-  void values_of(std::uint32_t source, std::uint64_t first, std::span<float> values, std::vector<std::byte>& scratch) const {
+  /// Adds the values of elements from flat position `first` of a source, as this view's type holds them.
+  void add_values(std::uint32_t source, std::uint64_t first, std::span<double> sums, Scratch& scratch) const {
     const TensorRef& ref = sources_[source];
     const auto bits = static_cast<std::uint64_t>(info(ref.tensor->dtype).bits);
-    scratch.resize(checked_size(values.size() * bits / 8, "piece"));
-    ref.checkpoint->read_bytes(*ref.tensor, first * bits / 8, scratch);
-    math::decode(ref.tensor->dtype, scratch, values);
-    if (ref.tensor->dtype != dtype()) math::round_through(dtype(), values);
+    scratch.bytes.resize(checked_size(sums.size() * bits / 8, "piece"));
+    ref.checkpoint->read_bytes(*ref.tensor, first * bits / 8, scratch.bytes);
+    add_decoded(ref.tensor->dtype, dtype(), scratch.bytes, scratch.values, sums);
   }
 
   void copy_rows(std::uint32_t source, std::uint64_t row, std::uint64_t begin, std::span<std::byte> out) const {
@@ -267,15 +288,10 @@ class RowView final : public Checkpoint {
 
   void mean_of(const std::vector<RowAddress>& rows, std::uint64_t begin, std::span<std::byte> out) const {
     std::vector<double> sums;
-    std::vector<float> values;
-    std::vector<std::byte> scratch;
+    Scratch scratch;
     in_pieces(begin, out, [&](std::uint64_t first, std::uint64_t count, std::span<std::byte> piece) {
       sums.assign(checked_size(count, "piece"), 0.0);
-      values.resize(sums.size());
-      for (const RowAddress& address : rows) {
-        values_of(address.source, address.row * columns_ + first, values, scratch);
-        for (std::size_t i = 0; i < sums.size(); ++i) sums[i] += static_cast<double>(values[i]);
-      }
+      for (const RowAddress& address : rows) add_values(address.source, address.row * columns_ + first, sums, scratch);
       for (double& sum : sums) sum /= static_cast<double>(rows.size());
       encode_doubles(dtype(), sums, piece);
     });
@@ -288,8 +304,7 @@ class RowView final : public Checkpoint {
       std::vector<double> sums(checked_size(columns_, "columns"), 0.0);
       std::uint64_t count = 0;
       const std::uint64_t rows_at_a_time = std::max<std::uint64_t>(1, kPieceElements / columns_);
-      std::vector<std::byte> bytes;
-      std::vector<float> values;
+      Scratch scratch;
       for (std::uint64_t row = 0; row < map_.rows.size();) {
         if (map_.rows[row].kind == RowOrigin::Kind::padding) {
           ++row;
@@ -297,12 +312,11 @@ class RowView final : public Checkpoint {
         }
         std::uint64_t end = row + 1;
         while (end < map_.rows.size() && end - row < rows_at_a_time && map_.rows[end].kind != RowOrigin::Kind::padding) ++end;
-        bytes.resize(checked_size((end - row) * row_bytes_, "rows"));
-        values.resize(checked_size((end - row) * columns_, "rows"));
-        read_bytes(tensors_.front(), row * row_bytes_, bytes);
-        math::decode(dtype(), bytes, values);
-        for (std::size_t r = 0; r < end - row; ++r)
-          for (std::size_t c = 0; c < sums.size(); ++c) sums[c] += static_cast<double>(values[r * sums.size() + c]);
+        scratch.bytes.resize(checked_size((end - row) * row_bytes_, "rows"));
+        read_bytes(tensors_.front(), row * row_bytes_, scratch.bytes);
+        const std::size_t row_size = scratch.bytes.size() / static_cast<std::size_t>(end - row);
+        for (std::size_t at = 0; at < scratch.bytes.size(); at += row_size)
+          add_decoded(dtype(), dtype(), std::span(scratch.bytes).subspan(at, row_size), scratch.values, sums);
         count += end - row;
         row = end;
       }

@@ -39,8 +39,7 @@ std::optional<std::uint64_t> plain_integer(std::string_view text) {
 /// Turns the events of the header's JSON into tensors. Remembers nothing of a header but its result.
 class HeaderReader final : public JsonEvents {
  public:
-  /// base: what to add to a position to get the byte in the file.
-  HeaderReader(const std::filesystem::path& file, std::uint64_t base) : file_(file), base_(base) {}
+  explicit HeaderReader(const std::filesystem::path& file) : file_(file) {}
 
   /// Checks what only the whole header shows, and gives the result.
   SafetensorsHeader finish(std::uint64_t data_offset_bytes, std::uint64_t file_size_bytes);
@@ -95,7 +94,8 @@ class HeaderReader final : public JsonEvents {
       case State::tensor_value:
         state_ = State::entry;
         tensor_.shape.clear();
-        if (!keys_seen_.empty()) keys_seen_ = {};  // clear() would walk again all buckets that one hostile entry made it grow
+        // Not clear(), nor `= {}`, which is the same: it would walk again all buckets that one hostile entry made it grow.
+        if (!keys_seen_.empty()) keys_seen_ = std::unordered_set<std::string>();
         has_dtype_ = has_shape_ = has_offsets_ = false;
         break;
       case State::unknown:
@@ -117,7 +117,7 @@ class HeaderReader final : public JsonEvents {
             fail(ErrorCode::unsupported, fmt::format("the header lists more than {} tensors", kMaxTensors), "", kHostile);
           tensor_.name = std::move(name);
           in_tensor_ = true;
-          entry_byte_ = byte();
+          entry_byte_ = position();
           state_ = State::tensor_value;
         }
         break;
@@ -211,10 +211,8 @@ class HeaderReader final : public JsonEvents {
     std::uint64_t byte;  ///< of the tensor's name in the header, for messages
   };
 
-  [[nodiscard]] std::uint64_t byte() const noexcept { return base_ + position(); }
-
   [[noreturn]] void fail(ErrorCode code, std::string message, std::string key, const char* advice = kFetchAgain) const {
-    ErrorPlace place{.file = file_.string(), .key = std::move(key), .byte = byte()};
+    ErrorPlace place{.file = file_.string(), .key = std::move(key), .byte = position()};
     if (in_tensor_) {
       place.tensor = printable(tensor_.name);
       message = fmt::format("tensor '{}': {}", place.tensor, message);
@@ -301,7 +299,6 @@ class HeaderReader final : public JsonEvents {
   }
 
   const std::filesystem::path& file_;
-  std::uint64_t base_;
   State state_ = State::start;
   std::vector<TensorInfo> tensors_;
   std::vector<Range> ranges_;  ///< of tensors_
@@ -411,7 +408,7 @@ SafetensorsHeader read_safetensors_header(const File& file) {
   const std::uint64_t file_size_bytes = file.size_bytes();
   const std::size_t num_read = file.read_some(0, first);
   const std::uint64_t length = header_length(std::span(first).first(num_read), file_size_bytes, file.path());
-  HeaderReader reader(file.path(), 0);
+  HeaderReader reader(file.path());
   parse_json_events(file, kLengthBytes, length, kHeaderLimits, reader);
   return reader.finish(kLengthBytes + length, file_size_bytes);
 }
@@ -419,8 +416,8 @@ SafetensorsHeader read_safetensors_header(const File& file) {
 SafetensorsHeader parse_safetensors_header(std::string_view beginning, std::uint64_t file_size_bytes, const std::filesystem::path& file) {
   const std::uint64_t length = header_length(std::as_bytes(std::span(beginning)), file_size_bytes, file);
   WEFT_ASSERT(beginning.size() >= kLengthBytes + length);
-  HeaderReader reader(file, kLengthBytes);
-  parse_json_events(beginning.substr(kLengthBytes, length), file, kHeaderLimits, reader);
+  HeaderReader reader(file);
+  parse_json_events(beginning.substr(kLengthBytes, length), file, kHeaderLimits, reader, kLengthBytes);
   return reader.finish(kLengthBytes + length, file_size_bytes);
 }
 

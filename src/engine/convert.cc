@@ -39,8 +39,7 @@ JobReport convert(std::string_view model, const fs::path& output, const ConvertO
   const ModelPath source = resolve_model(model);
   const std::shared_ptr<const Checkpoint> checkpoint = open_checkpoint(source.path.string());
 
-  engine::FolderJob job;
-  job.what = "converting";
+  engine::OutputJob job;
   job.inputs = {checkpoint};
   job.input_paths = {source.path};
   job.single_file = one_file;
@@ -75,7 +74,9 @@ JobReport convert(std::string_view model, const fs::path& output, const ConvertO
       }
     }
   }
-  return engine::run_folder_job(std::move(job), output, options);
+  engine::JobBatch batch(options, "converting");
+  batch.add(std::move(job), output);
+  return std::move(batch.run().front());
 }
 
 }  // namespace weft

@@ -14,11 +14,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
-JobReport merge_one(const engine::MergeConfig& config, engine::ModelCache& models, std::vector<std::string> warnings, const fs::path& output,
-                    const MergeOptions& options) {
+engine::OutputJob plan_one(const engine::MergeConfig& config, engine::ModelCache& models, std::vector<std::string> warnings, const fs::path& output,
+                           const MergeOptions& options) {
   engine::MergePlan plan = engine::plan_merge(config, models, output, options);
-  engine::FolderJob job;
-  job.what = "merging";
+  engine::OutputJob job;
   job.tensors = std::move(plan.tensors);
   job.described = std::move(plan.described);
   job.companions = std::move(plan.companions);
@@ -26,10 +25,9 @@ JobReport merge_one(const engine::MergeConfig& config, engine::ModelCache& model
   job.input_paths = std::move(plan.input_paths);
   job.index_metadata = {{"weft_version", std::string(version())}};
   job.warnings = std::move(warnings);
-  // What planning the tensors found, then what the methods found while they were made, is told by the stream.
   job.warnings.insert(job.warnings.end(), plan.warnings.begin(), plan.warnings.end());
   job.write_into_existing = options.write_into_existing;
-  return engine::run_folder_job(std::move(job), output, options);
+  return job;
 }
 
 /// A named result that an earlier run finished.
@@ -43,7 +41,9 @@ JobReport merge_models(std::string_view config_text, const fs::path& config_name
   std::vector<std::string> warnings;
   const engine::MergeConfig config = engine::parse_merge_config(config_text, config_name.string(), {.strict = options.strict}, warnings);
   engine::ModelCache models(options.transformers_cache);
-  return merge_one(config, models, std::move(warnings), output, options);
+  engine::JobBatch batch(options, "merging");
+  batch.add(plan_one(config, models, std::move(warnings), output, options), output);
+  return std::move(batch.run().front());
 }
 
 std::vector<JobReport> merge_multi(std::string_view config_text, const fs::path& config_name, const std::optional<fs::path>& output,
@@ -60,22 +60,29 @@ std::vector<JobReport> merge_multi(std::string_view config_text, const fs::path&
                   "give the folder for named results with -I");
     }
   }
-  // Every model is opened once, and the results of one config are inputs of the next while they are still in the page cache.
+  // Every model is opened once, and all results are made in one walk: what they share is read for all of them, and a result that is an input of
+  // another is read where it has just been written.
   engine::ModelCache models(options.transformers_cache);
-  std::vector<JobReport> reports;
-  for (const engine::MergeConfig& config : configs) {
+  engine::JobBatch batch(options, "merging");
+  std::vector<JobReport> reports(configs.size());
+  std::vector<std::size_t> added;
+  for (std::size_t i = 0; i < configs.size(); ++i) {
+    const engine::MergeConfig& config = configs[i];
     const fs::path place = config.name.empty() ? *output : *options.intermediate_dir / config.name;
-    if (!config.name.empty()) models.set_alias(config.name, place);
     if (options.lazy && !config.name.empty() && !options.force && is_complete(place)) {
-      JobReport skipped;
-      skipped.output = place;
-      skipped.warnings.push_back(fmt::format("'{}' is already there and was kept", place.string()));
-      if (options.on_warning) options.on_warning(skipped.warnings.back());
-      reports.push_back(std::move(skipped));
+      models.set_result(config.name, place, nullptr);
+      reports[i].output = place;
+      reports[i].warnings.push_back(fmt::format("'{}' is already there and was kept", place.string()));
+      if (options.on_warning) options.on_warning(reports[i].warnings.back());
       continue;
     }
-    reports.push_back(merge_one(config, models, std::exchange(warnings, {}), place, options));
+    const engine::JobBatch::Result result =
+        batch.add(plan_one(config, models, std::exchange(warnings, {}), place, options), place, !config.name.empty());
+    if (!config.name.empty()) models.set_result(config.name, result.folder, result.checkpoint);
+    added.push_back(i);
   }
+  std::vector<JobReport> done = batch.run();
+  for (std::size_t k = 0; k < added.size(); ++k) reports[added[k]] = std::move(done[k]);
   return reports;
 }
 

@@ -844,6 +844,8 @@ std::vector<MergeConfig> parse_merge_configs(std::string_view text, const std::s
 
 std::optional<double> ParameterResolver::find(const Parameter& parameter, const Settings* first, std::string_view tensor_name,
                                               double position) const {
+  // What changes nothing is not looked up, so that odd values in old configs do no harm.
+  if (parameter.ignored) return parameter.default_value;
   for (const Settings* level : {first, &slice_.parameters, &module_.parameters, &config_.parameters}) {
     if (level == nullptr) continue;
     for (const Setting& setting : *level)
@@ -856,7 +858,7 @@ std::optional<double> ParameterResolver::find(const Parameter& parameter, const 
 merge::Values ParameterResolver::global_values(std::string_view output_name, double position) const {
   merge::Values values;
   for (const Parameter& parameter : config_.method->parameters) {
-    if (parameter.scope != ParameterScope::global || parameter.ignored) continue;
+    if (parameter.scope != ParameterScope::global) continue;
     if (const auto value = find(parameter, nullptr, output_name, position)) {
       values.set(parameter.name, *value);
     } else if (!parameter.optional_value) {
@@ -872,7 +874,7 @@ merge::Values ParameterResolver::source_values(const Source& source, std::string
   merge::Values values;
   const bool exempt = config_.is_base(slice_, source);
   for (const Parameter& parameter : config_.method->parameters) {
-    if (parameter.scope != ParameterScope::per_model || parameter.ignored) continue;
+    if (parameter.scope != ParameterScope::per_model) continue;
     if (const auto value = find(parameter, &source.parameters, input_name, position)) {
       values.set(parameter.name, *value);
     } else if (!parameter.optional_value && !exempt) {

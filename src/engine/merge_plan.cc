@@ -621,13 +621,14 @@ const LoadedModel& ModelCache::load(const ModelRef& ref) {
   }
   auto loaded = std::make_unique<LoadedModel>();
   loaded->ref = ref;
-  const auto alias = aliases_.find(ref.model.path);
-  if (alias != aliases_.end() && !ref.model.revision) {
-    loaded->path = alias->second;
+  const auto result = results_.find(ref.model.path);
+  if (result != results_.end() && !ref.model.revision) {
+    loaded->path = result->second.first;
+    loaded->checkpoint = result->second.second;
   } else {
     loaded->path = resolve_model(ref.model.revision ? ref.model.path + "@" + *ref.model.revision : ref.model.path, hub_cache_).path;
   }
-  loaded->checkpoint = open_checkpoint(loaded->path.string());
+  if (loaded->checkpoint == nullptr) loaded->checkpoint = open_checkpoint(loaded->path.string());
   const fs::path config_path = (fs::is_directory(loaded->path) ? loaded->path : loaded->path.parent_path()) / "config.json";
   if (fs::exists(config_path)) {
     loaded->config = read_json_file(config_path);

@@ -31,14 +31,16 @@ struct LoadedModel {
 class ModelCache {
  public:
   explicit ModelCache(std::optional<std::filesystem::path> hub_cache) : hub_cache_(std::move(hub_cache)) {}
-  /// A name that stands for the result of another config.
-  void set_alias(const std::string& name, std::filesystem::path folder) { aliases_[name] = std::move(folder); }
+  /// A name that stands for the result of another config. checkpoint: null to open the folder.
+  void set_result(const std::string& name, std::filesystem::path folder, std::shared_ptr<const Checkpoint> checkpoint) {
+    results_[name] = {std::move(folder), std::move(checkpoint)};
+  }
   /// Errors: not_found, corrupt, unsupported (adapters, several architectures in one config).
   const LoadedModel& load(const ModelRef& ref);
 
  private:
   std::optional<std::filesystem::path> hub_cache_;
-  std::map<std::string, std::filesystem::path> aliases_;
+  std::map<std::string, std::pair<std::filesystem::path, std::shared_ptr<const Checkpoint>>> results_;
   std::vector<std::unique_ptr<LoadedModel>> models_;
 };
 

@@ -9,14 +9,13 @@
 #include "engine/tensor_stream.h"
 #include "weft/job.h"
 
-// A planned walk carried out into an output folder: the part that merge, convert and later writers share.
+// Planned walks carried out into output folders: the part that merge, convert and later writers share.
 namespace weft::engine {
 
-/// Everything that a job writes into a folder.
-struct FolderJob {
-  const char* what = "writing";                  ///< for progress
+/// Everything that one output consists of.
+struct OutputJob {
   std::vector<StreamTensor> tensors;             ///< in layer order
-  std::vector<PlannedTensor> described;          ///< one a tensor; file, offset and size are filled in here
+  std::vector<PlannedTensor> described;          ///< one a tensor; file, offset and size are filled in by the layout
   std::vector<CompanionFile> companions;
   std::vector<std::shared_ptr<const Checkpoint>> inputs;      ///< checked for changes at the end
   std::vector<std::filesystem::path> input_paths;             ///< must not be the output
@@ -27,8 +26,36 @@ struct FolderJob {
   bool write_into_existing = false;
 };
 
-/// Plans the files, and unless options.dry_run computes and writes them and puts the folder in place.
-/// Errors: invalid_argument when the output is one of the inputs or exists; those of the stream and of writing.
-[[nodiscard]] JobReport run_folder_job(FolderJob job, const std::filesystem::path& output, const JobOptions& options);
+/// Several outputs made in one walk, layer by layer, so that an input which they share is read while it is still at hand, and an output that a later
+/// one reads is taken from where it has just been written. With one output it is simply a job.
+class JobBatch {
+ public:
+  /// options must live as long as the batch.
+  JobBatch(const JobOptions& options, const char* what);
+  ~JobBatch();  ///< removes what was built, unless run() has put it in place
+  JobBatch(const JobBatch&) = delete;
+  JobBatch& operator=(const JobBatch&) = delete;
+
+  /// What add() gives later outputs to read.
+  struct Result {
+    std::shared_ptr<const Checkpoint> checkpoint;  ///< its tensors; their bytes can be read once the walk has written them
+    std::filesystem::path folder;                  ///< holds the companions already
+  };
+  /// Plans the files and, unless it is a dry run, takes the output's place and writes its companions.
+  /// needs_folder: the result will be an input of a later output. Errors: invalid_argument when the output is one of the inputs or exists; io, no_space.
+  Result add(OutputJob job, const std::filesystem::path& output, bool needs_folder = false);
+
+  /// Computes and writes everything and puts the outputs in place, in the order in which they were added. Once.
+  [[nodiscard]] std::vector<JobReport> run();
+
+ private:
+  struct Entry;
+  class ResultCheckpoint;
+  std::vector<StreamTensor> interleave(std::vector<std::pair<std::size_t, std::size_t>>& places);
+
+  const JobOptions& options_;
+  const char* what_;
+  std::vector<std::unique_ptr<Entry>> entries_;
+};
 
 }  // namespace weft::engine

@@ -242,9 +242,13 @@ class Stream {
     }
   }
 
-  /// Starts the next tensor. Returns false when its state does not fit beside those under way.
+  /// Starts the next tensor. Returns false when it has to wait for those under way: for their memory, or for what they write.
   bool admit() {
     StreamTensor& tensor = tensors_[next_tensor_];
+    for (const std::size_t earlier : tensor.after) {
+      WEFT_ASSERT(earlier < next_tensor_);
+      if (!finished_[earlier]) return false;
+    }
     const Geometry geometry = geometry_of(tensor);
     const std::uint64_t state_bytes = tensor.merge != nullptr ? geometry.num_tiles * tensor.merge->num_sums() * 8 : 0;
     MemoryBudget::Share share;
@@ -338,6 +342,7 @@ class Stream {
     }
     if (job.tensor->merge != nullptr && job.stage == Stage::map) job.tensor->merge->finish();
     report(job);
+    finished_[job.index] = true;
     active_.remove_if([&job](const Job& other) { return &other == &job; });
   }
 
@@ -582,6 +587,7 @@ class Stream {
   std::condition_variable changed_;
   std::list<Job> active_;          ///< in order; stable addresses
   std::size_t next_tensor_ = 0;
+  std::vector<bool> finished_ = std::vector<bool>(tensors_.size(), false);
   std::exception_ptr failure_;
   std::atomic<std::uint64_t> bytes_read_{0};
   std::atomic<std::uint64_t> bytes_written_{0};

@@ -28,6 +28,8 @@ struct StreamTensor {
   std::unique_ptr<merge::TensorMerge> merge; ///< null: copy input 0, and warn where other inputs differ from it
   bool writes = true;                        ///< false: only the passes of `reduce` are run (diff, measure)
   bool checks_finite = true;                 ///< refuse NaN and infinities in the inputs and in the result
+  /// Earlier tensors of the walk that must be written before this one is read (because it reads what they write).
+  std::vector<std::size_t> after;
   /// Filled by the method while planning and solving; one list a tensor, because several tensors are solved at once.
   std::unique_ptr<std::vector<std::string>> warnings = std::make_unique<std::vector<std::string>>();
 };

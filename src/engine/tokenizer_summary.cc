@@ -130,38 +130,39 @@ std::uint64_t count_entries(const File& file, std::uint64_t begin) {
   std::uint64_t num_commas = 0;
   std::uint64_t depth = 0;
   bool is_empty = true, in_string = false, escaped = false;
+  const auto in_text = [](char c) { return c == '"' || c == '\\'; };
+  const auto outside = [](char c) {
+    return c == '"' || c == ',' || (c | 0x20) == '{' || (c | 0x20) == '}';
+  };  // [ and ] differ from { and } in that bit
   const bool closed = read_until(file, begin, [&](std::string_view block) {
-    for (std::size_t i = 0; i < block.size(); ++i) {
-      const char c = block[i];
+    for (const char *at = block.data(), *end = at + block.size(); at != end; ++at) {
       if (in_string) {
         if (escaped) {
           escaped = false;
-        } else if (c == '\\') {
-          escaped = true;
-        } else if (c == '"') {
-          in_string = false;
+          continue;
         }
+        at = std::find_if(at, end, in_text);
+        if (at == end) break;
+        in_string = *at != '"';
+        escaped = *at == '\\';
         continue;
       }
-      switch (c) {
+      at = std::find_if(at, end, outside);
+      if (at == end) break;
+      switch (*at) {
+        case ',':
+          num_commas += depth == 1;
+          break;
         case '"':
           in_string = true;
           is_empty = false;
           break;
         case '{':
         case '[':
-          is_empty = depth == 0;
-          ++depth;
-          break;
-        case '}':
-        case ']':
-          if (--depth == 0) return false;
-          break;
-        case ',':
-          num_commas += depth == 1;
+          is_empty = depth++ == 0;
           break;
         default:
-          break;
+          if (--depth == 0) return false;
       }
     }
     return true;

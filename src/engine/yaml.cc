@@ -98,8 +98,9 @@ void set_integer(Node& node, bool negative, const std::string& digits, int base)
     node.number = static_cast<double>(*node.integer);
     return;
   }
-  double value = 0;
-  for (const char c : digits) value = value * base + (is_digit(c) ? c - '0' : (c | 0x20) - 'a' + 10);
+  double value = base == 10 ? to_double(digits) : 0;
+  for (const char c : base == 10 ? std::string_view() : std::string_view(digits))
+    value = value * base + (is_digit(c) ? c - '0' : (c | 0x20) - 'a' + 10);
   node.number = negative ? -value : value;
 }
 
@@ -116,7 +117,7 @@ bool resolve_integer(Node& node, std::string_view text) {
     return set_integer(node, negative, without_underscores(body.substr(2)), 16), true;
   if (body == "0") return set_integer(node, negative, "0", 10), true;
   if (body[0] == '0') {
-    if (!all(body.substr(1), "01234567_")) return false;
+    if (body.find_first_not_of("01234567_") != std::string_view::npos) return false;
     return set_integer(node, negative, without_underscores(body), 8), true;
   }
   if (all(body, "0123456789_")) return set_integer(node, negative, without_underscores(body), 10), true;
@@ -313,7 +314,8 @@ class Builder final : public YAML::EventHandler {
     if (!tag.empty() && tag != "?" && tag != "!" && tag != usual_tag) bad_tag(place, tag);
     if (stack_.size() >= static_cast<std::size_t>(limits_.max_depth)) too_deep(place);
     if (!stack_.empty() && stack_.back().node.kind == Kind::mapping && !stack_.back().key)
-      refuse(file_, place, fmt::format("{} cannot be a key", describe(kind)), "use a plain text as key; braces may be missing quotes around them");
+      refuse(file_, place, fmt::format("{} cannot be a key", describe(kind)),
+             "use a plain text as key; what is opened here may lack its closing bracket");
     Frame& frame = stack_.emplace_back();
     frame.node.kind = kind;
     frame.node.place = place;

@@ -333,8 +333,6 @@ TokenizerFolder read_tokenizer(const std::filesystem::path& folder) {
     result.vocabulary = Vocabulary(TokenizerKind::sentencepiece, {}, {}, folder);
   } else if (std::any_of(result.files.begin(), result.files.end(), [](const std::string& name) { return name.ends_with(".tiktoken"); })) {
     result.vocabulary = Vocabulary(TokenizerKind::tiktoken, {}, {}, folder);
-  } else if (std::any_of(result.files.begin(), result.files.end(), [](const std::string& name) { return name.ends_with(".tiktoken"); })) {
-    result.vocabulary = Vocabulary(TokenizerKind::tiktoken, {}, {}, folder);
   }
   result.chat_template = chat_template_of(folder, result.files, config);
   return result;

@@ -1,0 +1,121 @@
+// Runs over every row of the method table, on the trained models of the repository, through the whole engine.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <iostream>
+#include <map>
+
+#include "math/targets.h"
+#include "support/method_config.h"
+#include "weft/weft.h"
+
+namespace weft {
+namespace {
+
+namespace fs = std::filesystem;
+using Tensors = std::map<std::string, std::vector<std::byte>>;
+
+std::vector<std::string> models() {
+  const fs::path folder = fs::path(WEFT_SOURCE_DIR) / "models";
+  return {(folder / "tiny-base").string(), (folder / "tiny-german").string(), (folder / "tiny-python").string()};
+}
+
+Tensors read_all(const fs::path& folder) {
+  const auto checkpoint = open_checkpoint(folder.string());
+  Tensors all;
+  for (const TensorInfo& t : checkpoint->tensors()) {
+    std::vector<std::byte>& bytes = all[t.name];
+    bytes.resize(t.size_bytes);
+    checkpoint->read_bytes(t, 0, bytes);
+  }
+  return all;
+}
+
+class Conformance : public ::testing::TestWithParam<MethodDescription> {
+ protected:
+  Conformance() : folder_(fs::temp_directory_path() / ("weft-conformance-" + std::to_string(::getpid()) + "-" + GetParam().name)) {
+    fs::create_directories(folder_);
+  }
+  ~Conformance() override { fs::remove_all(folder_); }
+
+  Tensors merged(const std::string& config, const MergeOptions& options) {
+    const fs::path out = folder_ / "out";
+    fs::remove_all(out);
+    (void)merge_models(config, "conformance.yml", out, options);
+    return read_all(out);
+  }
+
+  fs::path folder_;
+};
+
+TEST_P(Conformance, threads_chunks_shards_and_the_memory_budget_do_not_change_a_byte) {
+  const std::string config = testing::plain_config(GetParam(), models()).text;
+  MergeOptions options;
+  options.seed = 7;
+  options.threads = 1;
+  const Tensors expected = merged(config, options);
+  ASSERT_FALSE(expected.empty());
+  for (const int threads : {2, 3, 8}) {
+    options.threads = threads;
+    EXPECT_EQ(merged(config, options), expected) << threads << " threads";
+  }
+  options.threads = 2;
+  for (const std::uint64_t chunk : {std::uint64_t{64} << 10, std::uint64_t{1} << 20, std::uint64_t{37} << 20}) {
+    options.chunk_bytes = chunk;
+    EXPECT_EQ(merged(config, options), expected) << "chunks of " << chunk << " bytes";
+  }
+  options.chunk_bytes = 0;
+  options.max_shard_bytes = 800'000;
+  EXPECT_EQ(merged(config, options), expected) << "in shards";
+  EXPECT_TRUE(fs::exists(folder_ / "out" / "model-00005-of-00005.safetensors")) << "the shard size should give five shards";
+  options.memory_bytes = 16 << 20;
+  EXPECT_EQ(merged(config, options), expected) << "within 16 MiB";
+}
+
+TEST_P(Conformance, every_simd_target_of_this_machine_gives_the_same_bytes) {
+  if (GetParam().determinism != "A") GTEST_SKIP() << GetParam().name << " is of class " << GetParam().determinism;
+  const std::string config = testing::plain_config(GetParam(), models()).text;
+  MergeOptions options;
+  options.seed = 7;
+  options.threads = 2;
+  const Tensors expected = merged(config, options);
+  for (const math::SimdTarget& target : math::compiled_targets()) {
+    if (!target.supported) {
+      std::cout << "skipped: this machine has no " << target.name << "\n";
+      continue;
+    }
+    math::use_only_target(target.bit);
+    EXPECT_EQ(math::active_target(), target.name);
+    const Tensors got = merged(config, options);
+    math::use_only_target(0);
+    EXPECT_EQ(got, expected) << target.name;
+  }
+}
+
+TEST_P(Conformance, a_dry_run_plans_what_a_run_writes) {
+  const std::string config = testing::plain_config(GetParam(), models()).text;
+  MergeOptions options;
+  options.max_shard_bytes = 800'000;
+  options.dry_run = true;
+  const JobReport plan = merge_models(config, "conformance.yml", folder_ / "out", options);
+  EXPECT_FALSE(fs::exists(folder_ / "out"));
+  options.dry_run = false;
+  const JobReport done = merge_models(config, "conformance.yml", folder_ / "out", options);
+  EXPECT_EQ(plan.files, done.files);
+  const auto checkpoint = open_checkpoint((folder_ / "out").string());
+  ASSERT_EQ(plan.tensors.size(), checkpoint->tensors().size());
+  for (const PlannedTensor& t : plan.tensors) {
+    const TensorInfo& written = checkpoint->tensor(t.name);
+    EXPECT_EQ(written.shape, t.shape) << t.name;
+    EXPECT_EQ(written.dtype, t.dtype) << t.name;
+    EXPECT_EQ(written.offset_bytes, t.offset_bytes) << t.name;
+    EXPECT_EQ(checkpoint->files()[written.file_index].path.filename(), t.file) << t.name;
+  }
+}
+
+std::string test_name(const ::testing::TestParamInfo<MethodDescription>& info) { return info.param.name; }
+INSTANTIATE_TEST_SUITE_P(EveryMethod, Conformance, ::testing::ValuesIn(list_methods("merge")), test_name);
+
+}  // namespace
+}  // namespace weft
