@@ -51,6 +51,7 @@ std::unique_ptr<TensorMerge> copy_of(std::size_t input) { return std::make_uniqu
 
 std::unique_ptr<TensorMerge> make_merge(const Method& method, const TensorContext& context) {
   for (const Parameter& parameter : method.parameters) {
+    if (parameter.ignored) continue;  // the config's resolver leaves these unset
     if (parameter.scope == ParameterScope::global) {
       check_value(parameter, context.values, context.name, "");
       continue;

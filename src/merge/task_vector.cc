@@ -377,8 +377,9 @@ class SparseTaskVectors final : public TensorMerge {
 /// Sets up what stays of one task vector; false when nothing does.
 bool plan_sparsifier(TaskVector& v, const TensorContext& context, const Input& input, Keep keep) {
   const std::uint64_t n = context.num_elements;
+  if (keep == Keep::all) return true;  // its density is ignored, so it has no value
   const double density = input.values.number("density");
-  if (keep == Keep::all || density >= 1) return true;
+  if (density >= 1) return true;
   if (density <= 0) return false;
   v.keep = keep;
   const bool rescale = context.values.flag("rescale");
