@@ -13,6 +13,9 @@
 // What every command shares: its common options, and how results, warnings and errors are printed.
 namespace weft::app {
 
+/// What a MODEL argument may be.
+inline constexpr const char* kModelHelp = "a Hugging Face folder, a .safetensors file, a shard index, or org/name[@revision] in the local cache";
+
 struct CommonOptions {
   bool json = false;
   bool quiet = false;

@@ -107,8 +107,7 @@ Command info_command() {
       "Reads headers and configs only, so it is instant for a model of any size. Tensors that differ only in their layer are shown as one line; "
       "--verbose shows each.";
   command.example = "weft info models/tiny-base";
-  command.positional("MODEL", arguments->model,
-                     "a Hugging Face folder, a .safetensors file, a shard index, or org/name[@revision] in the local cache");
+  command.positional("MODEL", arguments->model, kModelHelp);
   add_print_options(command, arguments->common);
   command.run = [arguments] { return run_info(*arguments); };
   return command;

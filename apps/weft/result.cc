@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <set>
 
 #include "base/text.h"
 #include "fold.h"
@@ -105,8 +106,9 @@ void print_plan(const JobReport& report, const CommonOptions& options) {
     names.push_back(tensor.name);
     alike.push_back(std::string(to_string(tensor.dtype)) + to_string(tensor.shape) + tensor.method + std::to_string(tensor.inputs.size()));
   }
-  const bool several_files = std::any_of(report.tensors.begin(), report.tensors.end(),
-                                         [&](const PlannedTensor& tensor) { return tensor.file != report.tensors.front().file; });
+  std::set<std::string> files;
+  for (const PlannedTensor& tensor : report.tensors) files.insert(tensor.file);
+  const bool several_files = files.size() > 1;
   Table table({Align::left, Align::right, Align::left, Align::left, Align::right, Align::left, Align::left, Align::left});
   table.header({"tensor", "count", "dtype", "shape", "inputs", "method", "parameters", several_files ? "file" : ""});
   for (const FoldedTensors& group : fold_tensors(names, alike, options.verbose)) {
@@ -117,8 +119,8 @@ void print_plan(const JobReport& report, const CommonOptions& options) {
   std::printf("%s %s\n", paint(stdout, Style::bold, "plan for").c_str(), report.output.c_str());
   table.print(stdout, 2);
   std::printf("  %s\n", fmt::format("{} tensors, {} parameters, {} in {} file{}; about {} of memory; nothing was written", report.num_tensors,
-                                    format_count(report.num_parameters), format_size(report.size_bytes), report.files.size(),
-                                    report.files.size() == 1 ? "" : "s", format_size(report.peak_memory_bytes))
+                                    format_count(report.num_parameters), format_size(report.size_bytes), files.size(), several_files ? "s" : "",
+                                    format_size(report.peak_memory_bytes))
                             .c_str());
 }
 

@@ -77,8 +77,7 @@ Command verify_command() {
       "Checks headers, the shard index, that all bytes can be read, that the values are finite, and that the config and the tensors agree. "
       "The exit status is 0 when the model is sound and 3 when problems were found.";
   command.example = "weft verify models/tiny-base";
-  command.positional("MODEL", arguments->model,
-                     "a Hugging Face folder, a .safetensors file, a shard index, or org/name[@revision] in the local cache");
+  command.positional("MODEL", arguments->model, kModelHelp);
   add_print_options(command, arguments->common);
   add_job_options(command, arguments->common);
   command.run = [arguments] { return run_verify(*arguments); };
