@@ -40,6 +40,8 @@ class SystemCalls {
   virtual int mkdir(const char* path, unsigned mode);
   /// opendir, readdir to the end, closedir: the names in a folder without "." and "..", in no order. 0 or -1.
   virtual int list(const char* path, std::vector<std::string>& names);
+  /// 1 where the file lies in memory (tmpfs, ramfs), 0 where not or unknown.
+  virtual int is_in_memory(int fd);
   /// 1 where something is mounted at path itself (also a folder of the same file system), 0 where not or unknown, -1.
   virtual int is_mount_point(const char* path);
   /// Free bytes on the file system of path, or -1.
@@ -96,7 +98,8 @@ class File {
   /// Reads exactly out.size() bytes; throws corrupt when the file ends before.
   void read(std::uint64_t offset, std::span<std::byte> out) const;
   void write(std::uint64_t offset, std::span<const std::byte> data) const;
-  /// Reserves the bytes so that a full disk shows now; file systems that cannot are passed over.
+  /// Reserves the bytes so that a full disk shows now; file systems that cannot are passed over, and those in memory, where reserving is as
+  /// much work as writing.
   void allocate(std::uint64_t size_bytes) const;
   /// Hints; never fail.
   void will_read(std::uint64_t offset, std::uint64_t size_bytes) const noexcept;

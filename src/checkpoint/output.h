@@ -69,8 +69,8 @@ class Output {
   /// What could not be tidied up after a commit; for the job's report.
   [[nodiscard]] const std::vector<std::string>& warnings() const noexcept { return staging_.warnings(); }
   [[nodiscard]] const std::filesystem::path& destination() const noexcept { return staging_.destination(); }
-  /// The hidden folder beside the destination that holds everything until commit.
-  [[nodiscard]] const std::filesystem::path& working_folder() const noexcept { return staging_.folder(); }
+  /// Where the files are until commit: inside the hidden folder beside the destination.
+  [[nodiscard]] const std::filesystem::path& working_folder() const noexcept { return staging_.content(); }
 
  protected:
   Output(std::filesystem::path destination, Staging::What what, Existing existing);

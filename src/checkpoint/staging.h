@@ -53,6 +53,8 @@ class Staging {
   [[nodiscard]] const std::filesystem::path& target() const noexcept { return target_; }
   /// The hidden folder.
   [[nodiscard]] const std::filesystem::path& folder() const noexcept { return folder_; }
+  /// The folder in it where the files are until commit.
+  [[nodiscard]] const std::filesystem::path& content() const noexcept { return content_; }
   /// What could not be tidied up after a successful commit.
   [[nodiscard]] const std::vector<std::string>& warnings() const noexcept { return warnings_; }
   /// Adds to a no_space error how much the whole output needs; any other error is returned as it is.

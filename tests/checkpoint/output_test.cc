@@ -215,7 +215,7 @@ TEST(OutputFolder, writes_the_reference_file) {
     OutputFolder output(temp / "out", Existing::refuse);
     write_small(output, 0);
     EXPECT_FALSE(fs::exists(temp / "out")) << "nothing is at the destination before commit";
-    EXPECT_EQ(output.working_folder().parent_path(), temp.path());
+    EXPECT_EQ(output.working_folder().parent_path().parent_path(), temp.path());
     output.commit();
     EXPECT_THAT(output.warnings(), IsEmpty());
   }
@@ -234,6 +234,7 @@ TEST(OutputFolder, holds_shards_index_texts_and_copies) {
   output.copy_file(temp / "source", "tokenizer.json");
   output.copy_file(temp / "source", "sub/folder/copy");
   output.write_text("empty", "");
+  EXPECT_EQ(read_file(output.working_folder() / "config.json"), "{}\n") << "readable before commit";
   output.commit();
   EXPECT_THAT(tree(temp / "out"), ElementsAre("config.json", "empty", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
                                               "model.safetensors.index.json", "sub/", "sub/folder/", "sub/folder/copy", "tokenizer.json"));
@@ -474,7 +475,7 @@ TEST(OutputFolder, two_outputs_beside_each_other_do_not_meet) {
 TEST(OutputFolder, removes_what_a_killed_job_left_and_starts_anew) {
   const TemporaryFolder temp;
   fs::path working;
-  { working = OutputFolder(temp / "out", Existing::refuse).working_folder(); }
+  { working = OutputFolder(temp / "out", Existing::refuse).working_folder().parent_path(); }
   write_file(working / "lock", "");
   write_file(working / "new/model.safetensors", "half");
   write_file(working / "new/config.json", "half");
@@ -485,7 +486,7 @@ TEST(OutputFolder, removes_what_a_killed_job_left_and_starts_anew) {
 TEST(OutputFolder, does_not_take_a_folder_of_someone_else_for_a_leftover) {
   const TemporaryFolder temp;
   fs::path working;
-  { working = OutputFolder(temp / "out", Existing::refuse).working_folder(); }
+  { working = OutputFolder(temp / "out", Existing::refuse).working_folder().parent_path(); }
   write_file(working / "diary", "x");  // no lock: no job of ours has made this
   EXPECT_WEFT_ERROR(OutputFolder(temp / "out", Existing::refuse), invalid_argument, "is in the way");
   EXPECT_EQ(read_file(working / "diary"), "x");
@@ -607,7 +608,7 @@ TEST(OutputFolder, fills_an_empty_mount_point_from_inside) {
   const ScopedSystemCalls scoped(calls);
   {
     OutputFolder output(temp / "volume", Existing::refuse);
-    EXPECT_EQ(output.working_folder().parent_path(), temp / "volume");
+    EXPECT_EQ(output.working_folder().parent_path().parent_path(), temp / "volume");
     EXPECT_WEFT_ERROR(OutputFolder(temp / "volume", Existing::refuse), io, "another job is writing");
   }
   EXPECT_THAT(tree(temp.path()), ElementsAre("volume/"));

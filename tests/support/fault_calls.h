@@ -51,6 +51,7 @@ class FaultCalls : public SystemCalls {
   int rmdir(const char* path) override;
   int mkdir(const char* path, unsigned mode) override;
   int list(const char* path, std::vector<std::string>& names) override;
+  int is_in_memory(int) override { return 0; }  // so that tests in memory reserve as on a disk
   int is_mount_point(const char* path) override;
   std::int64_t free_bytes(const char* path) override;
 
