@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <cfloat>
 #include <cmath>
 #include <optional>
@@ -50,16 +51,20 @@ class Sce final : public TensorMerge {
   [[nodiscard]] std::unique_ptr<Tally> new_tally() const override { return phase_ == Phase::rank ? ranks_->new_tally() : nullptr; }
 
   void reduce(const Tile& tile, std::span<double> sums, Tally* tally) const override {
-    Deltas deltas = deltas_of(tile);
-    if (phase_ == Phase::weigh) {
-      if (keep_ == Keep::chosen) erase_unchosen(deltas, tile.first);
-      for (std::size_t k = 0; k < models_.size(); ++k) sums[k] = math::sum_squares(deltas[k]);
-      return;
+    Block block(models_.size());
+    while (next_block(tile, block)) {
+      if (phase_ == Phase::weigh) {
+        if (keep_ == Keep::chosen) erase_unchosen(tile, block);
+        for (std::size_t k = 0; k < models_.size(); ++k) sums[k] += math::sum_squares(block.delta(k));
+        continue;
+      }
+      variances(block);
+      const std::span<const float> keys = std::span(block.keys).first(block.count);
+      if (phase_ == Phase::rank)
+        ranks_->add(*tally, tile.first + block.begin, keys);
+      else
+        sums[0] += static_cast<double>(std::count_if(keys.begin(), keys.end(), [](float key) { return key != 0; }));
     }
-    std::vector<float> keys(tile.count);
-    variances(deltas, keys);
-    if (phase_ == Phase::rank) return ranks_->add(*tally, tile.first, keys);
-    sums[0] = static_cast<double>(std::count_if(keys.begin(), keys.end(), [](float key) { return key != 0; }));
   }
 
   void solve(std::span<const double> totals, std::span<const std::unique_ptr<Tally>> tallies) override {
@@ -91,18 +96,94 @@ class Sce final : public TensorMerge {
       std::copy(base.begin(), base.end(), out.begin());
       return;
     }
-    Deltas deltas = deltas_of(tile);
-    if (keep_ == Keep::chosen) erase_unchosen(deltas, tile.first);
+    Block block(models_.size());
+    while (next_block(tile, block)) {
+      if (keep_ == Keep::chosen) erase_unchosen(tile, block);
+      map_block(tile, block, out.subspan(block.begin, block.count));
+    }
+  }
+
+ private:
+  enum class Phase { count, rank, weigh, map };
+  enum class Keep { all, chosen, none };
+
+  /// Elements that are worked on at once: few enough that all of this stays in the first-level cache.
+  static constexpr std::size_t kBlockElements = 512;
+  struct Block {
+    explicit Block(std::size_t num_models) : deltas(num_models * kBlockElements) {}
+    [[nodiscard]] std::span<float> delta(std::size_t k) { return std::span(deltas).subspan(k * kBlockElements, count); }
+
+    std::size_t begin = 0;  ///< in the tile
+    std::size_t count = 0;
+    std::vector<float> deltas;  ///< [models, kBlockElements]
+    std::array<float, kBlockElements> keys;
+    std::array<double, kBlockElements> first_sums;
+    std::array<double, kBlockElements> second_sums;
+  };
+
+  /// Moves on to the next elements of the tile and takes the models' differences there; false at its end.
+  bool next_block(const Tile& tile, Block& block) const {
+    block.begin += block.count;
+    block.count = std::min(kBlockElements, tile.count - block.begin);
+    const std::span<const float> base = tile.input(base_).subspan(block.begin, block.count);
+    for (std::size_t k = 0; k < models_.size(); ++k) math::subtract(tile.input(models_[k]).subspan(block.begin, block.count), base, block.delta(k));
+    return block.count != 0;
+  }
+
+  /// Population variance over the models at each position, into the keys. One that exists is never rounded to zero or infinity.
+  /// With e_k = d_k - d_0 it is (N sum e^2 - (sum e)^2) / N^2; as e_0 = 0, that loses no more than a factor N to cancellation, and is 0 exactly where
+  /// all d are equal.
+  void variances(Block& block) const {
+    std::array<double, kBlockElements>& sums = block.first_sums;
+    std::array<double, kBlockElements>& squares = block.second_sums;
+    sums.fill(0);
+    squares.fill(0);
+    const std::span<const float> origin = block.delta(0);
+    // Model by model, so that the loops run along the block.
+    for (std::size_t k = 1; k < models_.size(); ++k) {
+      const std::span<const float> delta = block.delta(k);
+      for (std::size_t i = 0; i < block.count; ++i) {
+        const double e = static_cast<double>(delta[i]) - static_cast<double>(origin[i]);
+        sums[i] += e;
+        squares[i] += e * e;
+      }
+    }
+    const auto n = static_cast<double>(models_.size());
+    const double scale = 1 / (n * n);
+    for (std::size_t i = 0; i < block.count; ++i) {
+      const double variance = (n * squares[i] - sums[i] * sums[i]) * scale;
+      block.keys[i] = variance > 0 ? static_cast<float>(std::clamp(variance, double{FLT_TRUE_MIN}, double{FLT_MAX})) : 0.0F;
+    }
+  }
+
+  void erase_unchosen(const Tile& tile, Block& block) const {
+    const math::RankedElement threshold = ranks_->results()[0];
+    variances(block);
+    const std::uint64_t first = tile.first + block.begin;
+    for (std::size_t k = 0; k < models_.size(); ++k) {
+      const std::span<float> delta = block.delta(k);
+      for (std::size_t i = 0; i < block.count; ++i) delta[i] = math::at_or_above(block.keys[i], first + i, threshold) ? delta[i] : 0.0F;
+    }
+  }
+
+  void map_block(const Tile& tile, Block& block, std::span<float> out) const {
     // The vote is a float32 sum in the models' order, as elsewhere: near zero its rounding decides.
-    std::vector<float> vote(deltas[0].begin(), deltas[0].end());
-    for (std::size_t k = 1; k < deltas.size(); ++k) math::add(vote, deltas[k], vote);
-    std::vector<double> mixed(tile.count, 0.0);
-    std::vector<double> divisor(tile.count, 0.0);
-    for (std::size_t k = 0; k < deltas.size(); ++k) {
-      const float* const delta = deltas[k].data();
-      const float* const model = tile.inputs[models_[k]];
+    std::array<float, kBlockElements>& vote = block.keys;
+    vote.fill(0);
+    for (std::size_t k = 0; k < models_.size(); ++k) {
+      const std::span<const float> delta = block.delta(k);
+      for (std::size_t i = 0; i < block.count; ++i) vote[i] += delta[i];
+    }
+    std::array<double, kBlockElements>& mixed = block.first_sums;
+    std::array<double, kBlockElements>& divisor = block.second_sums;
+    mixed.fill(0);
+    divisor.fill(0);
+    const float* const base = tile.inputs[base_] + block.begin;
+    for (std::size_t k = 0; k < models_.size(); ++k) {
+      const std::span<const float> delta = block.delta(k);
+      const float* const model = tile.inputs[models_[k]] + block.begin;
       const double weight = weights_[k];
-      for (std::size_t i = 0; i < tile.count; ++i) {
+      for (std::size_t i = 0; i < block.count; ++i) {
         const bool agrees = vote[i] >= 0 ? delta[i] > 0 : delta[i] < 0;
         const double share = agrees ? weight : 0.0;
         // The exact difference, so that one model, or copies of it, come back bit for bit.
@@ -110,46 +191,8 @@ class Sce final : public TensorMerge {
         divisor[i] += share;
       }
     }
-    for (std::size_t i = 0; i < tile.count; ++i) {
+    for (std::size_t i = 0; i < block.count; ++i) {
       out[i] = static_cast<float>(static_cast<double>(base[i]) + mixed[i] / std::max(divisor[i], kSmallestDivisor));
-    }
-  }
-
- private:
-  enum class Phase { count, rank, weigh, map };
-  enum class Keep { all, chosen, none };
-  using Deltas = std::vector<std::vector<float>>;
-
-  [[nodiscard]] Deltas deltas_of(const Tile& tile) const {
-    Deltas deltas(models_.size(), std::vector<float>(tile.count));
-    for (std::size_t k = 0; k < models_.size(); ++k) math::subtract(tile.input(models_[k]), tile.input(base_), deltas[k]);
-    return deltas;
-  }
-
-  /// Population variance over the models at each position. One that exists is never rounded to zero or infinity.
-  static void variances(const Deltas& deltas, std::span<float> keys) {
-    const auto count = static_cast<double>(deltas.size());
-    for (std::size_t i = 0; i < keys.size(); ++i) {
-      double mean = 0;
-      for (const std::vector<float>& delta : deltas) mean += static_cast<double>(delta[i]);
-      mean /= count;
-      double squares = 0;
-      for (const std::vector<float>& delta : deltas) {
-        const double deviation = static_cast<double>(delta[i]) - mean;
-        squares += deviation * deviation;
-      }
-      const double variance = squares / count;
-      keys[i] = variance > 0 ? static_cast<float>(std::clamp(variance, double{FLT_TRUE_MIN}, double{FLT_MAX})) : 0.0F;
-    }
-  }
-
-  void erase_unchosen(Deltas& deltas, std::uint64_t first) const {
-    const math::RankedElement threshold = ranks_->results()[0];
-    std::vector<float> keys(deltas[0].size());
-    variances(deltas, keys);
-    for (std::size_t i = 0; i < keys.size(); ++i) {
-      if (math::at_or_above(keys[i], first + i, threshold)) continue;
-      for (std::vector<float>& delta : deltas) delta[i] = 0;
     }
   }
 
