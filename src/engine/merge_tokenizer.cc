@@ -404,6 +404,30 @@ void check_named_tokens(const TokenizerFolder& from, const Vocabulary& output, s
   }
 }
 
+/// Warns about token ids in the donor's configs (which are copied) that mean another token in the output.
+void check_config_ids(const std::filesystem::path& donor, const Vocabulary& before, const Vocabulary& output, std::vector<std::string>& warnings) {
+  for (const char* name : {"config.json", "generation_config.json"}) {
+    std::error_code ignored;
+    if (!std::filesystem::is_regular_file(donor / name, ignored)) continue;
+    const Json config = read_json_file(donor / name);
+    for (const char* key : {"bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"}) {
+      const Json* value = config.find(key);
+      if (value == nullptr) continue;
+      const Json::Array one{*value};
+      for (const Json& item : value->is_array() ? *value->array() : one) {
+        const auto id = item.unsigned_integer();
+        const std::string* meant = id ? before.token(*id) : nullptr;
+        const std::string* now = id ? output.token(*id) : nullptr;
+        if (meant == nullptr || (now != nullptr && *now == *meant)) continue;
+        const auto moved = output.find(*meant);
+        warnings.push_back(std::string(key) + " in " + name + " is " + std::to_string(*id) + ", which means " + quote_token(*meant) +
+                           "; in the output " + (moved ? "that is " + std::to_string(*moved) : std::string("there is no such token")) +
+                           ": change it by hand");
+      }
+    }
+  }
+}
+
 // ---------------------------------------------------------------------------------------------------------------------------------------------------
 // Rules
 
@@ -610,6 +634,7 @@ TokenizerPlan plan_tokenizer(const std::vector<TokenizerModel>& models, std::opt
   }
   state->files = tokenizer_output_files(folders[source], *vocabularies[source], output, chat_template, state->warnings);
   check_named_tokens(folders[source], output, state->warnings);
+  check_config_ids(models[state->base].folder, *vocabularies[state->base], output, state->warnings);
   state->output = std::move(output);
   return TokenizerPlan(std::move(state));
 }

@@ -377,6 +377,18 @@ TEST(MergeTokenizer, an_unchanged_tokenizer_is_copied_byte_for_byte) {
   for (const CompanionFile& file : plan.files()) EXPECT_EQ(file.copy_of, base.folder / file.name);
 }
 
+TEST(MergeTokenizer, ids_in_copied_configs_that_change_their_meaning_are_told) {
+  const SmallModel base("base", "ab", {"<s>", "<t>", "<u>"});
+  const SmallModel other("other", "abc", {"<t>", "<s>"});
+  write_file(base.folder / "config.json", R"({"bos_token_id": 2, "pad_token_id": null, "eos_token_id": [3, 4, 99]})");
+  TokenizerSpec spec = from(Source::model);
+  spec.model = 1;
+  EXPECT_THAT(plan_tokenizer({base.model, other.model}, 0, spec, std::nullopt).warnings(),
+              ElementsAre(HasSubstr("bos_token_id in config.json is 2, which means '<s>'; in the output that is 4"),
+                          HasSubstr("eos_token_id in config.json is 4, which means '<u>'; in the output there is no such token")));
+  EXPECT_THAT(plan_tokenizer({base.model, other.model}, 0, from(Source::union_of_all), std::nullopt).warnings(), IsEmpty());
+}
+
 TEST(MergeTokenizer, editing_changes_only_what_it_must) {
   const SmallModel base("base", "ab", {"<s>"});
   const std::string original = read_file(base.folder / "tokenizer.json");
