@@ -466,10 +466,11 @@ class Verifier {
   void check_companions() {
     if (!folder_) return;
     for (const std::string& name : companion_files(*folder_)) {
-      if (!name.ends_with(".json") || name == "config.json") continue;
+      if (!name.ends_with(".json")) continue;
       guarded(name, [&] {
         const fs::path file = *folder_ / name;
         report_.checked_bytes += File(file, FileMode::read).size_bytes();
+        if (name == "config.json") return;  // was read before
         // A tree of a tokenizer would take ten times its bytes; Python's numbers and duplicate keys matter in configs, which are small.
         if (const File opened(file, FileMode::read); opened.size_bytes() > kMaxTreeBytes) {
           NullEvents events;

@@ -39,4 +39,32 @@ inline std::string safetensors_of(const std::vector<std::pair<std::string, std::
   return safetensors_bytes(header, payload);
 }
 
+/// Any tensor, as it stands in a file.
+struct StoredTensor {
+  std::string name;
+  std::string dtype;  ///< "BF16"
+  std::vector<std::int64_t> shape;
+  std::string bytes;
+};
+
+/// A well-formed file of tensors of any type and shape.
+inline std::string safetensors_of_types(const std::vector<StoredTensor>& tensors) {
+  std::string header = R"({"__metadata__":{"format":"pt"})", payload;
+  for (const StoredTensor& tensor : tensors) {
+    header += ",\"" + tensor.name + "\":{\"dtype\":\"" + tensor.dtype + "\",\"shape\":[";
+    for (std::size_t i = 0; i < tensor.shape.size(); ++i) header += (i == 0 ? "" : ",") + std::to_string(tensor.shape[i]);
+    header += "],\"data_offsets\":[" + std::to_string(payload.size()) + "," + std::to_string(payload.size() + tensor.bytes.size()) + "]}";
+    payload += tensor.bytes;
+  }
+  header += '}';
+  while (header.size() % 8 != 0) header += ' ';
+  return safetensors_bytes(header, payload);
+}
+
+/// The bytes of values of any type.
+template <typename T>
+std::string bytes_of(const std::vector<T>& values) {
+  return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)};
+}
+
 }  // namespace weft::testing
