@@ -196,6 +196,16 @@ void Output::write_tensor(std::size_t tensor, std::uint64_t offset, std::span<co
     throw Error(whole.code(), whole.message(), {.file = whole.place().file, .tensor = place.name}, whole.advice(), whole.system_error());
   }
   written_bytes_.fetch_add(data.size(), std::memory_order_relaxed);
+  // Whoever finishes a window has it written back while others go on, so that the sync at the end finds little left to do.
+  constexpr std::uint64_t kWindow = std::uint64_t{8} << 20;
+  const std::uint64_t end = place.offset_bytes + offset + data.size();
+  if (const std::uint64_t window = end / kWindow; window != (end - data.size()) / kWindow) file.start_writeback((window - 1) * kWindow, kWindow);
+}
+
+void Output::read_tensor(std::size_t tensor, std::uint64_t offset, std::span<std::byte> out) const {
+  const OutputLayout::Tensor& place = layout_.tensors.at(tensor);
+  WEFT_ASSERT(offset + out.size() <= place.size_bytes);
+  files_[place.file_index]->read(place.offset_bytes + offset, out);
 }
 
 void Output::commit() {

@@ -64,6 +64,9 @@ class Output {
   /// Writes part of tensor number `tensor` of the layout; every byte is to be written once. Thread-safe.
   void write_tensor(std::size_t tensor, std::uint64_t offset, std::span<const std::byte> data);
 
+  /// Reads back what was written there. Thread-safe.
+  void read_tensor(std::size_t tensor, std::uint64_t offset, std::span<std::byte> out) const;
+
   /// Headers, fsync, close, fsync of the folder, rename into place, fsync of the parent. Once. Errors: io, no_space; the destination is then as it was.
   void commit();
   /// What could not be tidied up after a commit; for the job's report.

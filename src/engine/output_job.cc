@@ -53,7 +53,7 @@ class TemporaryFolder {
 /// The tensors of an output that is being written, read back from where they were put.
 class JobBatch::ResultCheckpoint final : public Checkpoint {
  public:
-  ResultCheckpoint(const OutputLayout& layout, const std::vector<StreamTensor>& tensors, const fs::path& name, fs::path folder) : folder_(std::move(folder)) {
+  ResultCheckpoint(const OutputLayout& layout, const std::vector<StreamTensor>& tensors, const fs::path& name, const Output* output) : output_(output) {
     container_ = "safetensors";
     path_ = name;
     for (const OutputLayout::FilePlan& file : layout.files) files_.push_back({name / file.name, file.size_bytes});
@@ -71,18 +71,15 @@ class JobBatch::ResultCheckpoint final : public Checkpoint {
     index_tensors();
   }
 
-  void open() {
-    for (const CheckpointFile& file : files_) open_files_.emplace_back(folder_ / file.path.filename(), FileMode::read);
-  }
   void read_bytes(const TensorInfo& tensor, std::uint64_t offset, std::span<std::byte> out) const override {
-    open_files_.at(tensor.file_index).read(tensor.offset_bytes + offset, out);
+    if (output_ == nullptr) throw Error(ErrorCode::internal, "a planned tensor has no bytes yet", {.tensor = tensor.name});
+    output_->read_tensor(number(tensor), offset, out);
   }
   /// Number of a tensor in the job that writes it.
   [[nodiscard]] std::size_t number(const TensorInfo& tensor) const { return static_cast<std::size_t>(&tensor - tensors_.data()); }
 
  private:
-  fs::path folder_;
-  std::vector<File> open_files_;
+  const Output* output_;  ///< null in a dry run; outlives the walk
 };
 
 struct JobBatch::Entry {
@@ -162,8 +159,7 @@ JobBatch::Result JobBatch::add(OutputJob job, const fs::path& output, bool needs
   entry->job = std::move(job);
   if (needs_folder) {
     const OutputLayout& planned = entry->output ? entry->output->layout() : entry->layout;
-    entry->result = std::make_shared<ResultCheckpoint>(planned, entry->job.tensors, output, result.folder);
-    if (entry->output) entry->result->open();
+    entry->result = std::make_shared<ResultCheckpoint>(planned, entry->job.tensors, output, entry->output.get());
     result.checkpoint = entry->result;
   }
   entries_.push_back(std::move(entry));

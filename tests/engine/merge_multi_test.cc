@@ -1,10 +1,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <filesystem>
 #include <map>
 
+#include "support/temporary_folder.h"
 #include "weft/weft.h"
 
 namespace weft {
@@ -28,15 +28,13 @@ Tensors read_all(const fs::path& folder) {
 
 class MergeMulti : public ::testing::Test {
  protected:
-  MergeMulti() : folder_(fs::temp_directory_path() / ("weft-multi-" + std::to_string(::getpid()))) { fs::create_directories(folder_); }
-  ~MergeMulti() override { fs::remove_all(folder_); }
-
   std::string mean() const { return "merge_method: linear\nmodels: [{model: " + model("tiny-german") + "}, {model: " + model("tiny-python") + "}]\nparameters: {weight: 1}\n"; }
   std::string second(const std::string& of, const std::string& more = "") const {
     return "merge_method: ties\nbase_model: " + model("tiny-base") + "\nmodels: [{model: " + of + "}, {model: " + model("tiny-german") +
            "}]\nparameters: {weight: 0.5, density: 0.3}\n" + more;
   }
-  fs::path folder_;
+  testing::TemporaryFolder temporary_{testing::memory_folder()};
+  const fs::path folder_ = temporary_ / "work";
 };
 
 TEST_F(MergeMulti, results_of_one_walk_equal_those_of_separate_runs) {
@@ -76,7 +74,7 @@ TEST_F(MergeMulti, a_dry_run_plans_dependent_results_and_writes_nothing) {
   ASSERT_EQ(reports.size(), 2U);
   EXPECT_EQ(reports[1].num_tensors, reports[0].num_tensors);
   EXPECT_THAT(reports[1].tensors[0].inputs, ::testing::Contains(HasSubstr("mean:")));
-  EXPECT_TRUE(fs::is_empty(folder_));
+  EXPECT_FALSE(fs::exists(folder_));
 }
 
 TEST_F(MergeMulti, finished_results_are_kept_and_unfinished_configs_leave_nothing) {

@@ -10,24 +10,30 @@ MethodConfig plain_config(const MethodDescription& method, const std::vector<std
   const bool any_number = method.models.find("or more") != std::string::npos;
   const std::size_t first = with_base && !one_of_two ? 1 : 0;
   const auto least = static_cast<std::size_t>(method.models[0] - '0');
-  const std::size_t count = std::max(least, any_number ? models.size() - first : 1);
+  const std::size_t count = std::max(least, any_number ? 3 - first : 1);
 
-  std::string per_model;
   std::string global;
-  for (const MethodParameter& p : method.parameters) {
-    std::string value;
-    if (p.name == "density" || p.name == "select_topk") value = "0.5";
-    else if (p.required) value = method.name == "nearswap" ? "0.001" : "0.4";
-    if (value.empty()) continue;
-    std::string& list = p.scope == "model" ? per_model : global;
-    list += (list.empty() ? "" : ", ") + p.name + ": " + value;
+  std::string models_list;
+  for (std::size_t i = 0; i < count; ++i) {
+    std::string per_model;
+    for (const MethodParameter& p : method.parameters) {
+      std::string value;
+      if (p.name == "density" || p.name == "select_topk") value = "0.5";
+      // Halves, quarters, ...: different for each model, and their sum is exactly one.
+      else if (p.name == "weight") value = std::to_string(1.0 / static_cast<double>(1U << std::min(i + 1, count - 1)));
+      else if (p.required && p.type == "integer") value = "1";
+      else if (p.required) value = method.name == "nearswap" ? "0.001" : "0.4";
+      if (value.empty()) continue;
+      std::string& list = p.scope == "model" ? per_model : global;
+      if (p.scope != "model" && i > 0) continue;
+      list += (list.empty() ? "" : ", ") + p.name + ": " + value;
+    }
+    models_list += "  - {model: " + models[first + i] + ", parameters: {" + per_model + "}}\n";
   }
   MethodConfig config;
   config.text = "merge_method: " + method.name + "\n";
   if (with_base) config.text += "base_model: " + models[0] + "\n";
-  config.text += "models:\n";
-  for (std::size_t i = 0; i < count; ++i) config.text += "  - {model: " + models[(first + i) % models.size()] + ", parameters: {" + per_model + "}}\n";
-  config.text += "parameters: {" + global + "}\n";
+  config.text += "models:\n" + models_list + "parameters: {" + global + "}\n";
   config.num_inputs = count + first;
   return config;
 }

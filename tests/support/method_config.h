@@ -12,7 +12,7 @@ struct MethodConfig {
   std::size_t num_inputs = 0;  ///< of `models`, from the front, that it reads
 };
 
-/// models: at least three; the first is the base of those that need one. Parameters without a default get a usual value; densities are 0.5, so that
+/// models: at least four, all different; the first is the base of methods that need one. Methods that take any number get three, base included. Parameters without a default get a usual value; densities are 0.5, so that
 /// sparse methods do their work.
 MethodConfig plain_config(const MethodDescription& method, const std::vector<std::string>& models);
 
