@@ -20,7 +20,7 @@ deps:  ## install the Debian packages of packages.txt that are missing
 	@scripts/deps.sh
 
 build: deps  ## build the release: build/release/bin/weft
-	@scripts/build.sh release
+	@scripts/build.sh release weft_command weft weft_generated_files
 
 test: deps  ## build with our own checks on and run the tests (all but the slow ones)
 	@scripts/test.sh dev -LE slow
@@ -45,7 +45,8 @@ fuzz:  ## build the fuzz targets with clang and run each for FUZZ_SECONDS
 bench: deps  ## build and run the benchmarks; results go to build/release/bench
 	@scripts/bench.sh
 
-demo: build  ## look at, merge, compare and verify the models of models/
+demo: deps  ## look at, merge, compare and verify the models of models/
+	@scripts/build.sh release weft_command
 	@scripts/demo.sh
 
 install: build  ## install below PREFIX (DESTDIR is honoured)

@@ -1,6 +1,7 @@
 # What `make install` and `make package` ship beside the command: the library, its headers, how to find it, and the documentation.
 include(CMakePackageConfigHelpers)
 
+target_compile_features(weft INTERFACE cxx_std_20)
 install(TARGETS weft EXPORT weft_targets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(DIRECTORY include/weft DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h")
 install(EXPORT weft_targets NAMESPACE weft:: FILE weftTargets.cmake DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/weft)
