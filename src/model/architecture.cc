@@ -21,8 +21,7 @@ constexpr std::string_view kLayerMark = "${layer_index}";
 constexpr std::string_view kExpertMark = "${expert_index}";
 constexpr int kMaxLayers = 10'000;
 constexpr std::int64_t kMaxExperts = 65'536;
-constexpr std::int64_t kMaxField =
-    std::int64_t{1} << 31;  // vocabularies and widths are far below; products of three still fit 64 bits only when checked
+constexpr std::int64_t kMaxField = std::int64_t{1} << 31;  // widths and vocabularies are far below; their products are checked
 
 [[noreturn]] void refuse(const std::string& what, std::string key) {
   throw Error(ErrorCode::corrupt, "config.json: " + what, {.key = std::move(key)},
@@ -363,6 +362,7 @@ constexpr auto kNameHints = std::to_array<NameHint>({
     {"dense_4h_to_h", Role::down},
     {"output.dense", Role::down},
     {"fc2", Role::down},
+    {"block_sparse_moe.gate", Role::router},
     {"moe.gate", Role::router},
     {"mlp.gate", Role::router},
     {"feed_forward.gate", Role::router},
@@ -601,6 +601,7 @@ Architecture with_names_of(const Architecture& architecture, const Checkpoint& c
   Architecture out = architecture;
   std::map<std::string, std::string, std::less<>> renamed;
   for (TensorTemplate& t : out.tensors) {
+    if (t.aliases.empty()) continue;
     std::vector<bool> used(t.aliases.size(), false);
     bool keeps = false;
     for (const TensorInfo& info : checkpoint.tensors()) {

@@ -214,20 +214,17 @@ TEST(YamlHostile, a_hundred_thousand_levels_are_refused_and_not_recursed_into) {
 
 TEST(YamlHostile, size_is_limited_before_anything_is_parsed) {
   EXPECT_THAT(refusal("k: " + std::string(10'000'000, 'x'), ErrorCode::unsupported), HasSubstr("10000003 bytes"));
-  Limits wide;
-  wide.max_bytes = 20'000'000;
-  const std::vector<Document> documents = parse("k: " + std::string(10'000'000, 'x'), "test.yml", wide);
-  EXPECT_EQ(documents.at(0).root.find("k")->text.size(), 10'000'000U);
+  EXPECT_EQ(parse_one("k: " + std::string(1'000'000, 'x')).find("k")->text.size(), 1'000'000U);
 }
 
 TEST(YamlHostile, one_long_line_takes_linear_time) {
-  // 600,000 entries on one line; counting columns anew for each of them would take minutes.
+  // 200,000 entries on one line; counting columns anew for each of them would take minutes.
   std::string text = "k: [";
-  for (int i = 0; i < 600'000; ++i) text += "é, ";
+  for (int i = 0; i < 200'000; ++i) text += "é, ";
   text += "x]";
   const Node root = parse_one(text);
-  EXPECT_EQ(root.find("k")->items.size(), 600'001U);
-  EXPECT_EQ(root.find("k")->items.back().place.column, 4 + 3 * 600'000 + 1);
+  EXPECT_EQ(root.find("k")->items.size(), 200'001U);
+  EXPECT_EQ(root.find("k")->items.back().place.column, 4 + 3 * 200'000 + 1);
 }
 
 }  // namespace
