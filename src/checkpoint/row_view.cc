@@ -30,19 +30,21 @@ void check_range(const TensorInfo& tensor, std::uint64_t offset, std::uint64_t s
                 {.tensor = tensor.name});
 }
 
-/// double to float so that a later rounding to a narrower type rounds the double, not the float: an inexact result gets an odd last bit, which no
+/// double to float so that a later rounding to a narrower type rounds the double, not the float: what is cut off leaves the last bit set, which no
 /// narrower type can hold and no tie can have (round to odd; right for any target with at least two bits less than float32).
-float to_float_odd(double value) {
-  const auto nearest = static_cast<float>(value);
-  const auto back = static_cast<double>(nearest);
-  if (back == value || !(back - back == 0)) return nearest;  // exact, infinite or NaN
-  auto bits = std::bit_cast<std::uint32_t>(nearest);
-  if (bits & 1U) return nearest;
-  // The neighbour on the other side of the value is the odd one between which the value lies. Bits grow with the magnitude.
-  const bool grow = (value > back) == (value > 0);
-  if ((bits & 0x7FFFFFFFU) == 0) return std::bit_cast<float>((std::signbit(value) ? 0x80000000U : 0U) | 1U);
-  bits = grow ? bits + 1 : bits - 1;
-  return std::bit_cast<float>(bits);
+float to_float_odd(double value) noexcept {
+  constexpr int kExtraBits = 52 - 23;
+  constexpr std::uint64_t kExtra = (std::uint64_t{1} << kExtraBits) - 1;
+  // Without branches in the usual range, since whether something is cut off is a coin toss.
+  const auto bits = std::bit_cast<std::uint64_t>(value);
+  const std::uint64_t sticky = static_cast<std::uint64_t>((bits & kExtra) != 0) << kExtraBits;
+  const auto odd = static_cast<float>(std::bit_cast<double>((bits & ~kExtra) | sticky));
+  if (!(std::abs(value) < 0x1p-126)) return odd;  // exact: 24 bits and an exponent of float32 (or infinite, or NaN)
+  // Subnormal: multiples of 2^-149, counted in float64 exactly.
+  const double units = std::abs(value) * 0x1p149;
+  const double whole = std::floor(units);
+  const auto count = static_cast<std::uint32_t>(whole) | static_cast<std::uint32_t>(units != whole);
+  return std::copysign(std::bit_cast<float>(count), static_cast<float>(value));
 }
 
 /// sums[i] += element i of `stored`, as `seen` holds it. scratch: any.

@@ -238,6 +238,37 @@ TEST(RowView, rounds_a_mean_once) {
   EXPECT_EQ(values_of(DType::bf16, read_all(make_row_view("w", DType::bf16, {source}, map))).front(), 1 + 0x1p-7F);
 }
 
+TEST(RowView, rounds_means_of_every_magnitude_to_the_nearest_stored_value) {
+  // Rows 0 and 1: every positive bf16 beside one some binades away, subnormals and the largest included.
+  for (const DType dtype : {DType::bf16, DType::f16}) {
+    const std::uint64_t finite = dtype == DType::bf16 ? 0x7F80 : 0x7C00;
+    for (const std::uint64_t away : {std::uint64_t{1}, std::uint64_t{3 * 128 + 5}, std::uint64_t{9 * 128 + 77}}) {
+      Matrix m{dtype, 2, static_cast<std::size_t>(finite - away), {}, {}};
+      for (std::uint64_t code = 0; code < finite - away; ++code) m.values.push_back(math::decode_one(dtype, code));
+      for (std::uint64_t code = away; code < finite; ++code) m.values.push_back((code % 2 == 0 ? 1.0F : -1.0F) * math::decode_one(dtype, code));
+      std::vector<MemoryCheckpoint::Tensor> tensors;
+      tensors.push_back({"w", dtype, {2, static_cast<std::int64_t>(m.columns)}, stored_as(dtype, m.values)});
+      m.ref = first_tensor(std::make_shared<MemoryCheckpoint>(std::move(tensors)));
+      RowMap map;
+      map.rows = {{Kind::mean, 0, 0}};
+      map.means = {{{0, 0}, {0, 1}, {0, 0}}};
+      const std::vector<std::byte> got = read_all(make_row_view("w", dtype, {m.ref}, map));
+      for (std::size_t c = 0; c < m.columns; ++c) {
+        const double mean = (2 * static_cast<double>(m.values[c]) + static_cast<double>(m.values[m.columns + c])) / 3;
+        std::uint16_t code;
+        std::memcpy(&code, got.data() + 2 * c, 2);
+        const double error = std::abs(static_cast<double>(math::decode_one(dtype, code)) - mean);
+        for (const std::uint64_t other : {code - std::uint64_t{1}, code + std::uint64_t{1}}) {
+          const double neighbour = static_cast<double>(math::decode_one(dtype, other & 0xFFFF));
+          if (!std::isfinite(neighbour)) continue;
+          const double distance = std::abs(neighbour - mean);
+          ASSERT_TRUE(error < distance || (error == distance && code % 2 == 0)) << to_string(dtype) << " column " << c << " mean " << mean;
+        }
+      }
+    }
+  }
+}
+
 TEST(RowView, reads_the_matrix_for_the_padding_row_once_and_only_when_asked) {
   const Matrix m = make_matrix(DType::bf16, 50, 8, 11);
   const auto counting = std::make_shared<CountingCheckpoint>(m.ref.checkpoint);
