@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <iostream>
 #include <map>
@@ -112,6 +113,21 @@ TEST_P(Conformance, a_dry_run_plans_what_a_run_writes) {
     EXPECT_EQ(written.offset_bytes, t.offset_bytes) << t.name;
     EXPECT_EQ(checkpoint->files()[written.file_index].path.filename(), t.file) << t.name;
   }
+}
+
+TEST_P(Conformance, a_c_library_without_its_fast_paths_gives_the_same_bytes) {
+  if (GetParam().determinism != "A") GTEST_SKIP() << GetParam().name << " is of class " << GetParam().determinism;
+  const std::string config = testing::plain_config(GetParam(), models()).text;
+  MergeOptions options;
+  options.seed = 7;
+  const Tensors expected = merged(config, options);
+  // The C library chooses its functions by the CPU when a process starts, so this takes the command.
+  testing::write_file(folder_ / "config.yml", config);
+  const fs::path out = folder_ / "out-plain";
+  const std::string command = "GLIBC_TUNABLES=glibc.cpu.hwcaps=-FMA,-AVX2,-FMA4,-AVX512F '" WEFT_COMMAND "' merge '" + (folder_ / "config.yml").string() + "' '" +
+                              out.string() + "' --seed 7 --quiet > /dev/null 2>&1";
+  ASSERT_EQ(std::system(command.c_str()), 0);
+  EXPECT_EQ(read_all(out), expected);
 }
 
 std::string test_name(const ::testing::TestParamInfo<MethodDescription>& info) { return info.param.name; }
