@@ -3,8 +3,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/build.sh release benches weft_command
-for bench in build/release/bench/*_bench; do
-  [ -x "$bench" ] || continue
+for source in bench/*_bench.cc; do
+  bench=build/release/bench/$(basename "$source" .cc)
   echo "== $(basename "$bench")"
   "$bench" | tee "$bench.txt"
 done

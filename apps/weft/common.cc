@@ -2,8 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <atomic>
 #include <csignal>
+#include <limits>
 
 #include "base/text.h"
 
@@ -77,10 +79,8 @@ void Console::finish() {
 }
 
 void Console::fill(JobOptions& job) {
-  constexpr std::uint64_t kMostThreads = 4096;
-  if (options_.threads > kMostThreads)
-    throw Error(ErrorCode::invalid_argument, fmt::format("{} threads are more than {}", options_.threads, kMostThreads), {.key = "--threads"});
-  job.threads = static_cast<int>(options_.threads);
+  constexpr std::uint64_t kLargest = std::numeric_limits<int>::max();  // far more than the library takes, which says so
+  job.threads = static_cast<int>(std::min(options_.threads, kLargest));
   job.memory_bytes = options_.memory_bytes;
   job.seed = options_.seed;
   job.max_shard_bytes = options_.max_shard_bytes;
