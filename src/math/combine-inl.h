@@ -265,12 +265,22 @@ HWY_INLINE void PhiloxOneBlock(std::uint64_t key, std::uint32_t model, std::uint
   out[3] = static_cast<float>(c3 >> 8) * kTwoToMinus24;
 }
 
+#if HWY_TARGET != HWY_SCALAR
+/// Exchanges the 32-bit halves of each lane.
+template <class D64, class V = hn::Vec<D64>>
+HWY_INLINE V SwapHalves(D64 d64, V v) {
+  const hn::Repartition<std::uint32_t, D64> d32;
+  return hn::BitCast(d64, hn::Shuffle2301(hn::BitCast(d32, v)));
+}
+#endif
+
 /// out: [4 * num_blocks].
 void PhiloxBlocks(std::uint64_t key, std::uint32_t model, std::uint32_t stream, std::uint64_t first_block, std::size_t num_blocks, float* out) {
   std::size_t b = 0;
 #if HWY_TARGET != HWY_SCALAR
   // Each word of a counter has a 64-bit lane of its own, of which only the low half means anything: MulEven reads the low halves and returns whole
-  // products, so a round needs no shuffle. The high halves are garbage until the words are paired at the end.
+  // products, so words need no regrouping. The high halves are garbage until the words are paired at the end; a high word is moved down by a swap,
+  // which x86 does on another port than the products.
   const hn::ScalableTag<std::uint64_t> d64;
   const hn::Repartition<std::uint32_t, decltype(d64)> d32;
   const hn::Repartition<std::int32_t, decltype(d64)> di32;
@@ -290,9 +300,9 @@ void PhiloxBlocks(std::uint64_t key, std::uint32_t model, std::uint32_t stream, 
     for (int round = 0; round < 10; ++round) {
       const V p0 = hn::MulEven(hn::BitCast(d32, c0), m0);
       const V p1 = hn::MulEven(hn::BitCast(d32, c2), m1);
-      c0 = hn::Xor(hn::Xor(hn::ShiftRight<32>(p1), c1), hn::Set(d64, std::uint64_t{k0}));
+      c0 = hn::Xor3(SwapHalves(d64, p1), c1, hn::Set(d64, std::uint64_t{k0}));
       c1 = p1;
-      c2 = hn::Xor(hn::Xor(hn::ShiftRight<32>(p0), c3), hn::Set(d64, std::uint64_t{k1}));
+      c2 = hn::Xor3(SwapHalves(d64, p0), c3, hn::Set(d64, std::uint64_t{k1}));
       c3 = p0;
       k0 += kPhiloxW0;
       k1 += kPhiloxW1;

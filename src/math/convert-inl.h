@@ -221,7 +221,32 @@ void DecodeE5M2(const std::uint8_t* in, std::size_t n, float* out) { DecodeLoop<
 void DecodeE4M3Fnuz(const std::uint8_t* in, std::size_t n, float* out) { DecodeLoop<ByteCodec<kF8E4M3Fnuz>>(in, n, out); }
 void DecodeE5M2Fnuz(const std::uint8_t* in, std::size_t n, float* out) { DecodeLoop<ByteCodec<kF8E5M2Fnuz>>(in, n, out); }
 
-void EncodeBf16(const float* in, std::size_t n, std::uint8_t* out) { EncodeLoop<Bf16Codec>(in, n, out); }
+void EncodeBf16(const float* in, std::size_t n, std::uint8_t* out) {
+  std::size_t i = 0;
+#if HWY_TARGET != HWY_SCALAR
+  // Two vectors at a time, whose upper halves fill one; NaN is so rare that it is only looked for.
+  const hn::ScalableTag<float> d;
+  const hn::RebindToUnsigned<decltype(d)> du;
+  const hn::Repartition<std::uint16_t, decltype(d)> d16;
+  constexpr std::size_t kLanes = hn::MaxLanes(d);
+  const auto one = hn::Set(du, 1U);
+  const auto rounding = hn::Set(du, 0x7FFFU);
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    const auto v0 = hn::LoadU(d, in + i);
+    const auto v1 = hn::LoadU(d, in + i + kLanes);
+    const auto bits0 = hn::BitCast(du, v0);
+    const auto bits1 = hn::BitCast(du, v1);
+    auto rounded0 = hn::Add(hn::Add(bits0, rounding), hn::And(hn::ShiftRight<16>(bits0), one));
+    auto rounded1 = hn::Add(hn::Add(bits1, rounding), hn::And(hn::ShiftRight<16>(bits1), one));
+    if (HWY_UNLIKELY(!hn::AllFalse(d, hn::Or(hn::IsNaN(v0), hn::IsNaN(v1))))) {
+      rounded0 = RoundBf16(du, bits0);
+      rounded1 = RoundBf16(du, bits1);
+    }
+    StoreBytes(hn::ConcatOdd(d16, hn::BitCast(d16, rounded1), hn::BitCast(d16, rounded0)), d16, out + 2 * i);
+  }
+#endif
+  EncodeLoop<Bf16Codec>(in + i, n - i, out + 2 * i);
+}
 void EncodeF16(const float* in, std::size_t n, std::uint8_t* out) { EncodeLoop<F16Codec>(in, n, out); }
 void EncodeE4M3(const float* in, std::size_t n, std::uint8_t* out) { EncodeLoop<ByteCodec<kF8E4M3>>(in, n, out); }
 void EncodeE5M2(const float* in, std::size_t n, std::uint8_t* out) { EncodeLoop<ByteCodec<kF8E5M2>>(in, n, out); }

@@ -37,7 +37,7 @@ HWY_INLINE V ExpOf(D d, V x) {
   const V factor0 = hn::BitCast(d, hn::ShiftLeft<52>(hn::Sub(half, bias)));
   const V factor1 = hn::BitCast(d, hn::ShiftLeft<52>(hn::Sub(hn::Sub(exponent, half), bias)));
   const V result = hn::Mul(hn::Mul(mantissa, factor0), factor1);
-  return hn::IfThenElse(hn::Ne(x, x), hn::Set(d, std::numeric_limits<double>::quiet_NaN()), result);
+  return hn::IfThenElse(hn::IsNaN(x), hn::Set(d, std::numeric_limits<double>::quiet_NaN()), result);
 }
 
 template <class D>

@@ -108,9 +108,6 @@ std::int32_t LargestMagnitudeBits(const float* x, std::size_t n) {
 
 // ---- Gram matrices
 
-/// Elements that are widened together. With 8 inputs the doubles take 32 KiB.
-inline constexpr std::size_t kGramChunk = 512;
-
 template <bool kDeltas, class D>
 HWY_INLINE void Widen(D d, const float* base, const float* x, double* out) {
   auto v = LoadAsDouble(d, x);
@@ -145,7 +142,7 @@ HWY_INLINE void GramOf(const float* base, const float* const* inputs, std::size_
     const std::size_t count = HWY_MIN(kGramChunk, n - first);
     const std::size_t padded = (count + kPartialSums - 1) / kPartialSums * kPartialSums;
     for (std::size_t k = 0; k < num_inputs; ++k) {
-      double* row = scratch + k * kGramChunk;
+      double* row = scratch + k * kGramStride;
       const float* x = inputs[k] + first;
       const float* origin = kDeltas ? base + first : nullptr;
       std::size_t i = 0;
@@ -155,16 +152,23 @@ HWY_INLINE void GramOf(const float* base, const float* const* inputs, std::size_
     }
     double* pair = partials;
     for (std::size_t i = 0; i < num_inputs; ++i) {
-      const double* a = scratch + i * kGramChunk;
+      const double* a = scratch + i * kGramStride;
       std::size_t j = i;
       for (; j + kPairs <= num_inputs; j += kPairs, pair += kPairs * kPartialSums)
-        AccumulatePairs<kPairs>(a, scratch + j * kGramChunk, kGramChunk, padded, pair);
-      for (; j < num_inputs; ++j, pair += kPartialSums) AccumulatePairs<1>(a, scratch + j * kGramChunk, kGramChunk, padded, pair);
+        AccumulatePairs<kPairs>(a, scratch + j * kGramStride, kGramStride, padded, pair);
+      // Fewer at a time would wait for their own sums.
+      const std::size_t rest = num_inputs - j;
+      if constexpr (kPairs == 4) {
+        if (rest == 3) AccumulatePairs<3>(a, scratch + j * kGramStride, kGramStride, padded, pair);
+        if (rest == 2) AccumulatePairs<2>(a, scratch + j * kGramStride, kGramStride, padded, pair);
+      }
+      if (rest == 1) AccumulatePairs<1>(a, scratch + j * kGramStride, kGramStride, padded, pair);
+      pair += rest * kPartialSums;
     }
   }
 }
 
-/// scratch: [num_inputs, kGramChunk]. partials: [num_inputs (num_inputs + 1) / 2, 16], zero on entry. base: null, or what is taken off the inputs.
+/// scratch: [num_inputs, kGramStride]. partials: [num_inputs (num_inputs + 1) / 2, 16], zero on entry. base: null, or what is taken off the inputs.
 void Gram(const float* base, const float* const* inputs, std::size_t num_inputs, std::size_t n, double* scratch, double* partials) {
   if (base != nullptr) {
     GramOf<true>(base, inputs, num_inputs, n, scratch, partials);

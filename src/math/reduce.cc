@@ -28,14 +28,13 @@ HWY_EXPORT(ColumnDots);
 
 namespace {
 
-using Partials = std::array<double, kPartialSums>;
-
 void gram_with_base(const float* base, std::span<const float* const> inputs, std::size_t count, std::span<double> gram) {
   const std::size_t num_pairs = inputs.size() * (inputs.size() + 1) / 2;
   WEFT_ASSERT(gram.size() == num_pairs);
-  std::vector<double> scratch(inputs.size() * HWY_STATIC_DISPATCH(kGramChunk));
-  std::vector<Partials> partials(num_pairs, Partials{});
-  HWY_DYNAMIC_DISPATCH(Gram)(base, inputs.data(), inputs.size(), count, scratch.data(), partials.empty() ? nullptr : partials.front().data());
+  if (inputs.empty()) return;
+  std::vector<Partials> scratch(inputs.size() * (kGramStride / kPartialSums));
+  std::vector<Partials> partials(num_pairs);
+  HWY_DYNAMIC_DISPATCH(Gram)(base, inputs.data(), inputs.size(), count, scratch.front().sums.data(), partials.front().sums.data());
   for (std::size_t k = 0; k < num_pairs; ++k) gram[k] = add_partials(partials[k]);
 }
 
@@ -43,26 +42,26 @@ void gram_with_base(const float* base, std::span<const float* const> inputs, std
 
 double sum(std::span<const float> x) {
   Partials partials;
-  HWY_DYNAMIC_DISPATCH(PartialSums)(x.data(), x.size(), partials.data());
+  HWY_DYNAMIC_DISPATCH(PartialSums)(x.data(), x.size(), partials.sums.data());
   return add_partials(partials);
 }
 
 double sum_abs(std::span<const float> x) {
   Partials partials;
-  HWY_DYNAMIC_DISPATCH(PartialSumsOfMagnitudes)(x.data(), x.size(), partials.data());
+  HWY_DYNAMIC_DISPATCH(PartialSumsOfMagnitudes)(x.data(), x.size(), partials.sums.data());
   return add_partials(partials);
 }
 
 double sum_squares(std::span<const float> x) {
   Partials partials;
-  HWY_DYNAMIC_DISPATCH(PartialSumsOfSquares)(x.data(), x.size(), partials.data());
+  HWY_DYNAMIC_DISPATCH(PartialSumsOfSquares)(x.data(), x.size(), partials.sums.data());
   return add_partials(partials);
 }
 
 double dot(std::span<const float> x, std::span<const float> y) {
   WEFT_ASSERT(x.size() == y.size());
   Partials partials;
-  HWY_DYNAMIC_DISPATCH(PartialSumsOfProducts)(x.data(), y.data(), x.size(), partials.data());
+  HWY_DYNAMIC_DISPATCH(PartialSumsOfProducts)(x.data(), y.data(), x.size(), partials.sums.data());
   return add_partials(partials);
 }
 

@@ -82,6 +82,7 @@ std::size_t FindBetween(const float* x, std::size_t n, std::int32_t low, std::in
     for (std::size_t g = 0; g < kGroup; ++g) {
       const auto bits = MagnitudeBits(d, x + i + g * kLanes);
       const auto inside = hn::And(hn::Gt(bits, low_v), hn::Lt(bits, high_v));
+      if (hn::AllFalse(d, inside)) continue;
       const auto at = hn::Iota(du, static_cast<std::uint32_t>(i + g * kLanes));
       found += hn::CompressStore(at, hn::RebindMask(du, inside), du, positions + found);
     }

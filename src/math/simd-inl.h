@@ -16,6 +16,8 @@ HWY_BEFORE_NAMESPACE();
 namespace weft::math::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
+// A trap of this release: on AVX2 and AVX-512 hn::Ne is false where an operand is NaN. IsNaN is the same everywhere.
+
 /// Loads and stores at any byte address (the pointers of stored tensors are aligned to nothing).
 template <class D>
 HWY_INLINE hn::Vec<D> LoadBytes(D d, const std::uint8_t* p) {

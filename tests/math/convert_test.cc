@@ -489,6 +489,7 @@ void expect_all_floats_encode(const Format& f) {
         const std::uint32_t capped = !f.overflows && code == f.num_finite ? code - 1 : code;
         want = {capped, f.fnuz && capped == 0 ? 0 : capped | 1U << (f.exponent_bits + f.mantissa_bits)};
       }
+      if (got[0][i] == want[0] && got[1][i] == want[1]) continue;  // an assertion takes longer than all the rest
       ASSERT_EQ(got[0][i], want[0]) << to_string(f.dtype) << " of " << std::hex << bits;
       ASSERT_EQ(got[1][i], want[1]) << to_string(f.dtype) << " of -" << std::hex << bits;
     }
