@@ -5,9 +5,11 @@
 #include <gtest/gtest.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <csignal>
 #include <cstring>
 #include <functional>
 #include <optional>
@@ -16,6 +18,7 @@
 #include "support/errors.h"
 #include "support/fault_calls.h"
 #include "support/temporary_folder.h"
+#include "support/unprivileged.h"
 #include "weft/error.h"
 
 namespace weft {
@@ -31,11 +34,15 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
 using testing::read_file;
-using testing::TemporaryFolder;
 using testing::tree;
 using testing::write_file;
 
 // ---- helpers ----
+
+/// In memory: these tests sync some thousand times. The path over a real disk is that of the tests of jobs and of the command.
+struct TemporaryFolder : testing::TemporaryFolder {
+  TemporaryFolder() : testing::TemporaryFolder(testing::memory_folder()) {}
+};
 
 std::string bytes_of(std::initializer_list<unsigned> values) {
   std::string bytes;
@@ -224,7 +231,7 @@ TEST(OutputFolder, writes_the_reference_file) {
 }
 
 TEST(OutputFolder, holds_shards_index_texts_and_copies) {
-  const TemporaryFolder temp;
+  const testing::TemporaryFolder temp;
   std::string long_text(3'000'000, 'x');  // more than one buffer
   long_text.back() = 'y';
   write_file(temp / "source", long_text);
@@ -483,6 +490,38 @@ TEST(OutputFolder, removes_what_a_killed_job_left_and_starts_anew) {
   EXPECT_EQ(tree(temp.path()).size(), kSmallTree.size() + 1);
 }
 
+TEST(OutputFolder, is_not_disturbed_by_what_a_job_killed_while_writing_left) {
+  const TemporaryFolder temp;
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    OutputFolder output(temp / "out", Existing::refuse);
+    output.create_files(plan_safetensors(small_specs(), 8, {}));
+    output.write_tensor(0, 0, std::as_bytes(std::span(kBf16)));
+    ::raise(SIGKILL);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  ASSERT_TRUE(WIFSIGNALED(status));
+  EXPECT_FALSE(fs::exists(temp / "out"));
+  EXPECT_THAT(tree(temp.path()), ::testing::Contains(::testing::EndsWith("/new/model-00001-of-00002.safetensors")));
+  build_small(temp / "out", Existing::refuse);
+  EXPECT_EQ(tree(temp / "out"), kSmallTree);
+  EXPECT_EQ(tree(temp.path()).size(), kSmallTree.size() + 1);
+}
+
+TEST(OutputFolder, says_that_the_place_is_not_writable) {
+  const TemporaryFolder temp;
+  fs::create_directory(temp / "theirs");
+  fs::permissions(temp.path(), fs::perms::all);
+  fs::permissions(temp / "theirs", fs::perms(0555));
+  const testing::Unprivileged user;
+  if (!user.active()) GTEST_SKIP() << "this process cannot give up its privileges";
+  EXPECT_WEFT_ERROR(OutputFolder(temp / "theirs/out", Existing::refuse), io, "permission denied");
+  EXPECT_WEFT_ERROR(OutputFolder(temp / "theirs/p/out", Existing::refuse), io, "permission denied");
+  EXPECT_THAT(tree(temp.path()), ElementsAre("theirs/"));
+}
+
 TEST(OutputFolder, does_not_take_a_folder_of_someone_else_for_a_leftover) {
   const TemporaryFolder temp;
   fs::path working;
@@ -731,7 +770,7 @@ void expect_every_fault_is_survived(int error, bool for_good) {
   for (const Scenario& scenario : scenarios()) {
     for (std::uint64_t n = 1;; ++n) {
       ASSERT_LT(n, 2000u) << "the job never succeeds";
-      const TemporaryFolder temp(testing::memory_folder());
+      const TemporaryFolder temp;
       scenario.prepare(temp.path());
       const std::vector<std::string> before = snapshot(temp.path());
       FaultCalls calls(
