@@ -61,6 +61,7 @@ def problems_of(root):
                     problems.append(f"{where}: heavy headers belong into .cc files")
                 if first == "hwy" and layer != "math":
                     problems.append(f"{where}: nothing outside of math knows Highway")
+                continue
             if bracket == "<" or first == "weft":
                 continue
             if first not in RANK:
@@ -103,7 +104,7 @@ class Checker(unittest.TestCase):
                 {
                     "src/merge/a.cc": '#include <tbb/task_arena.h>\n#include "merge/a.h"\n#include "base/file.h"\n#include "weft/error.h"\n',
                     "src/merge/a.h": "#include <vector>\n#include <sys/stat.h>\n",
-                    "src/math/a-inl.h": "#include <hwy/highway.h>\n",
+                    "src/math/a-inl.h": '#include "hwy/highway.h"\n',
                     "include/weft/a.h": '#include <vector>\n#include "weft/b.h"\n',
                 }
             ),
