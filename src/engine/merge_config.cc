@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <charconv>
 #include <cmath>
 #include <functional>
@@ -13,6 +12,7 @@
 #include <utility>
 
 #include "base/text.h"
+#include "engine/merge_tokenizer.h"
 #include "weft/error.h"
 
 namespace weft::engine {
@@ -28,8 +28,6 @@ using yaml::Node;
 using yaml::Place;
 
 constexpr int kMaxLayers = 10'000;
-constexpr std::size_t kMinTemplateLength = 20;
-constexpr std::array<std::string_view, 5> kBuiltinTemplates = {"alpaca", "chatml", "exaone", "llama3", "mistral"};
 
 std::string in_quotes(std::string_view text) { return fmt::format("'{}'", printable(text, 80)); }
 
@@ -698,11 +696,14 @@ class Reader {
     if (!is_written(node)) return;
     const std::string given = text(*node, "chat_template");
     if (given.empty()) return;
-    const bool named = given == "auto" || std::find(kBuiltinTemplates.begin(), kBuiltinTemplates.end(), given) != kBuiltinTemplates.end();
-    if (!named && (given.size() < kMinTemplateLength || given.find('{') == std::string::npos))
-      fail(
-          "chat_template", node->place, fmt::format("invalid chat template {}", in_quotes(given)),
-          fmt::format("use auto, {}, or a Jinja text of at least {} characters with a '{{'", fmt::join(kBuiltinTemplates, ", "), kMinTemplateLength));
+    if (given != "auto") {
+      // What the text may be is known there; here only the place is.
+      try {
+        (void)choose_chat_template(given, {});
+      } catch (const Error& e) {
+        fail("chat_template", node->place, e.message(), e.advice());
+      }
+    }
     config.chat_template = given;
   }
 
