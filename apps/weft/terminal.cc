@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <clocale>
+#include <cmath>
 #include <cstdlib>
 
 #include "base/text.h"
@@ -129,7 +130,7 @@ void ProgressLine::show(const Progress& progress) {
   if (progress.elapsed_seconds > 0.5 && progress.done_bytes > 0) {
     const double rate = static_cast<double>(progress.done_bytes) / progress.elapsed_seconds;
     const double left = static_cast<double>(progress.total_bytes - std::min(progress.done_bytes, progress.total_bytes)) / rate;
-    text += fmt::format("  {}/s  {} left", format_size(static_cast<std::uint64_t>(rate)), format_seconds(left));
+    text += fmt::format("  {}/s  {} left", format_size(static_cast<std::uint64_t>(rate)), format_seconds(std::ceil(left)));
   }
   if (in_place_) {
     std::fprintf(stderr, "\r\033[K%s", text.c_str());
