@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <charconv>
+#include <optional>
 #include <set>
+#include <utility>
 
 #include "base/text.h"
 #include "fold.h"
@@ -45,24 +47,37 @@ Json plan_json(const JobReport& report) {
       {"tensors", Json(std::move(tensors))}, {"size_bytes", Json(report.size_bytes)}, {"peak_memory_bytes", Json(report.peak_memory_bytes)}});
 }
 
-std::string parameters_text(const PlannedTensor& tensor) {
+using Parameters = std::vector<std::pair<std::string, std::string>>;
+
+std::string joined(const Parameters& parameters) {
   std::string text;
-  for (const auto& [name, value] : tensor.parameters) text += (text.empty() ? "" : " ") + name + "=" + value;
+  for (const auto& [name, value] : parameters) text += (text.empty() ? "" : " ") + name + "=" + value;
   return text;
 }
 
-// Along layers a parameter may follow a gradient: then the first and the last value are shown.
-std::string parameters_text(const JobReport& report, const FoldedTensors& group) {
-  const PlannedTensor& first = report.tensors[group.members.front()];
-  const PlannedTensor& last = report.tensors[group.members.back()];
-  if (first.parameters.size() != last.parameters.size()) return parameters_text(first) + " .. " + parameters_text(last);
-  std::string text;
-  for (std::size_t i = 0; i < first.parameters.size(); ++i) {
-    const auto& [name, value] = first.parameters[i];
-    text += (text.empty() ? "" : " ") + name + "=" + value;
-    if (last.parameters[i].second != value) text += ".." + last.parameters[i].second;
+/// What is the same for every tensor that is computed: said once, above the table.
+Parameters common_parameters(const JobReport& report) {
+  std::optional<Parameters> common;
+  for (const PlannedTensor& tensor : report.tensors) {
+    if (tensor.method == "copy") continue;
+    if (!common) common = tensor.parameters;
+    std::erase_if(*common, [&tensor](const auto& one) { return std::find(tensor.parameters.begin(), tensor.parameters.end(), one) == tensor.parameters.end(); });
   }
-  return text;
+  return common.value_or(Parameters{});
+}
+
+/// The others. Along layers a parameter may follow a gradient: then the first and the last value are shown.
+std::string parameters_text(const JobReport& report, const FoldedTensors& group, const Parameters& common) {
+  const auto rest = [&common](Parameters parameters) {
+    std::erase_if(parameters, [&common](const auto& one) { return std::find(common.begin(), common.end(), one) != common.end(); });
+    return parameters;
+  };
+  Parameters first = rest(report.tensors[group.members.front()].parameters);
+  const Parameters last = rest(report.tensors[group.members.back()].parameters);
+  if (first.size() != last.size()) return joined(first) + " .. " + joined(last);
+  for (std::size_t i = 0; i < first.size(); ++i)
+    if (last[i].second != first[i].second) first[i].second += ".." + last[i].second;
+  return joined(first);
 }
 
 std::string files_text(const JobReport& report, const FoldedTensors& group) {
@@ -110,13 +125,16 @@ void print_plan(const JobReport& report, const CommonOptions& options) {
   for (const PlannedTensor& tensor : report.tensors) files.insert(tensor.file);
   const bool several_files = files.size() > 1;
   Table table({Align::left, Align::right, Align::left, Align::left, Align::right, Align::left, Align::left, Align::left});
-  table.header({"tensor", "count", "dtype", "shape", "inputs", "method", "parameters", several_files ? "file" : ""});
+  const Parameters common = common_parameters(report);
+  const bool more = std::any_of(report.tensors.begin(), report.tensors.end(), [&common](const PlannedTensor& t) { return t.parameters != common; });
+  table.header({"tensor", "count", "dtype", "shape", "inputs", "method", more ? "parameters" : "", several_files ? "file" : ""});
   for (const FoldedTensors& group : fold_tensors(names, alike, options.verbose)) {
     const PlannedTensor& first = report.tensors[group.members.front()];
     table.row({group.name, std::to_string(group.members.size()), std::string(to_string(first.dtype)), to_string(first.shape),
-               std::to_string(first.inputs.size()), first.method, parameters_text(report, group), several_files ? files_text(report, group) : ""});
+               std::to_string(first.inputs.size()), first.method, parameters_text(report, group, common), several_files ? files_text(report, group) : ""});
   }
   std::printf("%s %s\n", paint(stdout, Style::bold, "plan for").c_str(), report.output.c_str());
+  if (!common.empty()) std::printf("  with %s\n", joined(common).c_str());
   table.print(stdout, 2);
   std::printf("  %s\n", fmt::format("{} tensors, {} parameters, {} in {} file{}; about {} of memory; nothing was written", report.num_tensors,
                                     format_count(report.num_parameters), format_size(report.size_bytes), files.size(), several_files ? "s" : "",

@@ -402,14 +402,14 @@ class Planner {
       input.is_base = config_.is_base(*slice.slice, source);
       input.index = index_of[f.source];
       input.values = resolver.source_values(source, f.input_name, position);
-      for (const auto& [key, value] : input.values.all()) described.parameters.emplace_back(fmt::format("{}.{}", source.model.written, key), fmt::format("{}", value));
+      if (!input.is_base) describe_values(input.values, source.model.written + ".", described);
       described.inputs.push_back(fmt::format("{}:{}", source.model.written, f.tensor.tensor->name));
       context.inputs.push_back(std::move(input));
       tensor.inputs.push_back(f.tensor);
       tensor.input_names.push_back(source.model.written);
       common = promote_any(common, f.tensor.tensor->dtype);
     }
-    for (const auto& [key, value] : context.values.all()) described.parameters.emplace_back(key, fmt::format("{}", value));
+    describe_values(context.values, "", described);
 
     if (!floating) {
       // Integer and boolean tensors are never merged.
@@ -433,6 +433,14 @@ class Planner {
       check_decodable(tensor);
     }
     finish(std::move(tensor), std::move(described));
+  }
+
+  /// What the method really looks at.
+  void describe_values(const merge::Values& values, const std::string& prefix, PlannedTensor& described) const {
+    for (const merge::Parameter& p : config_.method->parameters) {
+      if (p.ignored) continue;
+      if (const auto value = values.find(p.name)) described.parameters.emplace_back(prefix + p.name, fmt::format("{}", *value));
+    }
   }
 
   /// promote() knows real floats only; complex and undecodable types only ever meet themselves.
