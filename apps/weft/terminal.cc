@@ -95,6 +95,7 @@ void Table::print(std::FILE* stream, int indent) const {
   const auto line = [&](const std::vector<std::string>& cells) {
     std::string text(static_cast<std::size_t>(indent), ' ');
     for (std::size_t i = 0; i < cells.size() && i < widths.size(); ++i) {
+      if (widths[i] == 0) continue;  // a column without a word takes no room
       const std::string padding(widths[i] - columns_of(cells[i]), ' ');
       if (i > 0) text += "  ";
       text += columns_[i] == Align::left ? cells[i] + padding : padding + cells[i];
