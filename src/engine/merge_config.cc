@@ -483,8 +483,8 @@ class Reader {
     need_list(node, key, "models");
     Slice slice;
     for (std::size_t i = 0; i < node.items.size(); ++i) slice.sources.push_back(read_source(node.items[i], item_key(key, i), false));
-    // Under `modules:` nothing is added, as in slices.
-    if (config.base_model && !config.written_as_modules &&
+    // mergekit adds the base to every list of models, under `modules:` too; only slices name all their sources.
+    if (config.base_model &&
         std::none_of(slice.sources.begin(), slice.sources.end(), [&](const Source& s) { return s.model == *config.base_model; }))
       slice.sources.push_back({*config.base_model, std::nullopt, {}, "base_model", true});
     return slice;
