@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <cmath>
 #include <functional>
@@ -12,7 +13,6 @@
 #include <utility>
 
 #include "base/text.h"
-#include "engine/merge_tokenizer.h"
 #include "weft/error.h"
 
 namespace weft::engine {
@@ -28,6 +28,8 @@ using yaml::Node;
 using yaml::Place;
 
 constexpr int kMaxLayers = 10'000;
+constexpr std::size_t kMinTemplateLength = 20;
+constexpr std::array<std::string_view, 5> kBuiltinTemplates = {"alpaca", "chatml", "exaone", "llama3", "mistral"};
 
 std::string in_quotes(std::string_view text) { return fmt::format("'{}'", printable(text, 80)); }
 
@@ -483,8 +485,8 @@ class Reader {
     need_list(node, key, "models");
     Slice slice;
     for (std::size_t i = 0; i < node.items.size(); ++i) slice.sources.push_back(read_source(node.items[i], item_key(key, i), false));
-    // mergekit adds the base to every list of models, under `modules:` too; only slices name all their sources.
-    if (config.base_model &&
+    // Under `modules:` nothing is added, as in slices.
+    if (config.base_model && !config.written_as_modules &&
         std::none_of(slice.sources.begin(), slice.sources.end(), [&](const Source& s) { return s.model == *config.base_model; }))
       slice.sources.push_back({*config.base_model, std::nullopt, {}, "base_model", true});
     return slice;
@@ -696,14 +698,11 @@ class Reader {
     if (!is_written(node)) return;
     const std::string given = text(*node, "chat_template");
     if (given.empty()) return;
-    if (given != "auto") {
-      // What the text may be is known there; here only the place is.
-      try {
-        (void)choose_chat_template(given, {});
-      } catch (const Error& e) {
-        fail("chat_template", node->place, e.message(), e.advice());
-      }
-    }
+    const bool named = given == "auto" || std::find(kBuiltinTemplates.begin(), kBuiltinTemplates.end(), given) != kBuiltinTemplates.end();
+    if (!named && (given.size() < kMinTemplateLength || given.find('{') == std::string::npos))
+      fail(
+          "chat_template", node->place, fmt::format("invalid chat template {}", in_quotes(given)),
+          fmt::format("use auto, {}, or a Jinja text of at least {} characters with a '{{'", fmt::join(kBuiltinTemplates, ", "), kMinTemplateLength));
     config.chat_template = given;
   }
 

@@ -143,6 +143,7 @@ struct Job {
   std::atomic<std::uint64_t> overflowed{0};
   std::atomic<std::uint64_t> differing{0};  ///< bytes in which copies differ
   MemoryBudget::Share share;
+  MemoryBudget::Share cache_share;          ///< empty: the method works without its cache
 
   explicit Job(std::size_t num_inputs) : non_finite(num_inputs) {}
 };
@@ -269,6 +270,9 @@ class Stream {
       job.check_now = tensor.checks_finite;
       job.chunks = cut(job);
     } else {
+      // What saves repeated work may take an eighth of the budget, where that is free.
+      const std::uint64_t cache_bytes = tensor.writes ? tensor.merge->cache_bytes() : 0;
+      if (cache_bytes > 0 && cache_bytes <= budget_.limit_bytes() / 8 && budget_.try_acquire(cache_bytes, job.cache_share)) tensor.merge->use_cache();
       begin_pass(job);
     }
     if (job.chunks.empty()) finish_stage(job);

@@ -112,6 +112,11 @@ class TensorMerge {
   /// Which inputs the phases look at (those with weight 0 need not be read; tiles hold zeros for them). Default: all.
   [[nodiscard]] virtual bool reads_input(std::size_t) const { return true; }
 
+  /// Bytes in which a pass over all tiles could leave what map would otherwise work out again. 0: there is nothing to leave.
+  [[nodiscard]] virtual std::uint64_t cache_bytes() const { return 0; }
+  /// There is room for them: called once, before the first pass, or not at all. They are given back in finish().
+  virtual void use_cache() {}
+
   [[nodiscard]] virtual Pass next_pass() const { return Pass::none; }
   /// In a sample pass: whether this tile is wanted.
   [[nodiscard]] virtual bool wants_tile(std::uint64_t /*first*/, std::size_t /*count*/) const { return true; }

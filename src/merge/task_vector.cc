@@ -12,10 +12,11 @@
 
 #include "base/check.h"
 #include "base/philox.h"
+#include "math/bit_mask.h"
 #include "math/combine.h"
 #include "math/reduce.h"
+#include "math/row_select.h"
 #include "math/select.h"
-#include "merge/row_ranks.h"
 #include "weft/error.h"
 
 namespace weft::merge {
@@ -52,8 +53,10 @@ struct TaskVector {
   std::optional<math::RankedElement> smallest_dropped_top = {};
   // random, random_by_rank
   float threshold = 0;
-  std::optional<RowRankMask> rows = {};
+  std::optional<math::RowRankMask> rows = {};
   bool unbiased = false;
+  /// Where the kept entries of this vector are noted between the passes: one bit each, piece by piece; null: they are drawn again.
+  std::unique_ptr<std::uint8_t[]> kept = {};
 };
 
 struct Scratch {
@@ -64,7 +67,7 @@ struct Scratch {
   std::vector<float> mixed;
   std::vector<float> divisor;
   std::vector<const float*> pointers;
-  RowRankMask::Scratch ranks;
+  math::RowRankMask::Scratch ranks;
 };
 
 Scratch& scratch_of_thread() {
@@ -132,7 +135,12 @@ struct Combination {
 class SparseTaskVectors final : public TensorMerge {
  public:
   SparseTaskVectors(const TensorContext& context, std::size_t base, std::vector<TaskVector> vectors, Combination how)
-      : base_(base), vectors_(std::move(vectors)), how_(how), key_(context.seed ^ fnv1a64(context.name)), reads_(context.inputs.size(), false) {
+      : base_(base),
+        vectors_(std::move(vectors)),
+        how_(how),
+        key_(context.seed ^ fnv1a64(context.name)),
+        num_elements_(context.num_elements),
+        reads_(context.inputs.size(), false) {
     reads_[base_] = true;
     for (const TaskVector& v : vectors_) {
       reads_[v.input] = true;
@@ -159,10 +167,21 @@ class SparseTaskVectors final : public TensorMerge {
 
   [[nodiscard]] Tiling tiling() const override {
     if (!ranks_rows_) return {};
-    const std::uint64_t slab = line_length_ * line_stride_;
-    return {Tiling::Unit::rows, std::max<std::uint64_t>(1, Tiling{}.elements / slab) * slab};
+    const std::uint64_t piece = piece_length();
+    return {Tiling::Unit::rows, std::max<std::uint64_t>(1, Tiling{}.elements / piece) * piece};
   }
   [[nodiscard]] bool reads_input(std::size_t i) const override { return reads_[i]; }
+
+  [[nodiscard]] std::uint64_t cache_bytes() const override {
+    return kept_bytes() * static_cast<std::uint64_t>(std::count_if(vectors_.begin(), vectors_.end(), draws_twice));
+  }
+  void use_cache() override {
+    for (TaskVector& v : vectors_)
+      if (draws_twice(v)) v.kept = std::make_unique_for_overwrite<std::uint8_t[]>(static_cast<std::size_t>(kept_bytes()));
+  }
+  void finish() override {
+    for (TaskVector& v : vectors_) v.kept.reset();
+  }
 
   [[nodiscard]] Pass next_pass() const override {
     bool selects = false;
@@ -206,6 +225,7 @@ class SparseTaskVectors final : public TensorMerge {
           sums[2 * k] += math::sum_abs(values);
           sparsify(v, tile.first + begin, values, scratch);
           sums[2 * k + 1] += math::sum_abs(values);
+          if (v.kept != nullptr) math::pack_nonzero(values, kept_of(v, tile.first + begin, values.size()));
         }
       }
     }
@@ -246,7 +266,11 @@ class SparseTaskVectors final : public TensorMerge {
         const TaskVector& v = vectors_[k];
         const std::span<float> values(scratch.values.data() + k * piece, count);
         math::subtract(tile.input(v.input).subspan(begin, count), base, values);
-        sparsify(v, tile.first + begin, values, scratch);
+        if (v.kept != nullptr) {
+          math::keep_packed(values, kept_of(v, tile.first + begin, count));
+        } else {
+          sparsify(v, tile.first + begin, values, scratch);
+        }
         if (v.factor != 1) math::scale(values, v.factor, values);
         if (how_.consensus && v.weight != 1) math::scale(values, v.weight, values);
         scratch.pointers.push_back(values.data());
@@ -290,6 +314,19 @@ class SparseTaskVectors final : public TensorMerge {
     }
   }
 
+  /// Whether the sums and map both need this vector's random choice.
+  [[nodiscard]] static bool draws_twice(const TaskVector& v) noexcept {
+    return v.restores_norm && (v.keep == Keep::random || v.keep == Keep::random_by_rank);
+  }
+  [[nodiscard]] std::uint64_t kept_bytes() const noexcept {
+    const std::uint64_t num_pieces = (num_elements_ + piece_length() - 1) / piece_length();
+    return num_pieces * math::packed_bytes(piece_length());
+  }
+  /// A piece starts on a byte of its own, because workers write pieces at the same time. Tiles hold whole pieces.
+  [[nodiscard]] std::span<std::uint8_t> kept_of(const TaskVector& v, std::uint64_t first, std::size_t count) const noexcept {
+    return {v.kept.get() + first / piece_length() * math::packed_bytes(piece_length()), math::packed_bytes(count)};
+  }
+
   [[nodiscard]] std::size_t piece_length() const noexcept {
     if (!ranks_rows_) return kPiece;
     const std::uint64_t slab = line_length_ * line_stride_;
@@ -320,16 +357,24 @@ class SparseTaskVectors final : public TensorMerge {
     }
   }
 
-  /// Here the order is ascending and stable: of equal magnitudes the lower index is the smaller.
+  /// Here the order is ascending and stable: of equal magnitudes the lower index is the smaller, so those from a threshold's index on are above it.
   static void keep_middle(const TaskVector& v, std::uint64_t first, std::span<float> values) {
-    const auto at_or_above = [first](float x, std::size_t i, const math::RankedElement& e) {
-      const float magnitude = std::abs(x);
-      return (magnitude > e.magnitude) | ((magnitude == e.magnitude) & (first + i >= e.index));
+    const auto split = [&](const math::RankedElement& e) {
+      const std::uint64_t below = e.index > first ? e.index - first : 0;
+      return static_cast<std::size_t>(std::min<std::uint64_t>(below, values.size()));
     };
-    if (v.smallest_kept)
-      for (std::size_t i = 0; i < values.size(); ++i) values[i] = at_or_above(values[i], i, *v.smallest_kept) ? values[i] : 0.0F;
-    if (v.smallest_dropped_top)
-      for (std::size_t i = 0; i < values.size(); ++i) values[i] = at_or_above(values[i], i, *v.smallest_dropped_top) ? 0.0F : values[i];
+    constexpr std::uint64_t kLast = std::numeric_limits<std::uint64_t>::max();
+    if (v.smallest_kept) {
+      const std::size_t at = split(*v.smallest_kept);
+      math::keep_at_least(values.first(at), v.smallest_kept->magnitude, 1, 0);  // none of the equal ones
+      math::keep_at_least(values.subspan(at), v.smallest_kept->magnitude, 0, kLast);
+    }
+    if (v.smallest_dropped_top) {
+      const float top = v.smallest_dropped_top->magnitude;
+      const std::size_t at = split(*v.smallest_dropped_top);
+      for (float& x : values.first(at)) x = std::abs(x) > top ? 0.0F : x;
+      for (float& x : values.subspan(at)) x = std::abs(x) >= top ? 0.0F : x;
+    }
   }
 
   void keep_by_rank(const TaskVector& v, std::span<float> values, Scratch& scratch) const {
@@ -365,6 +410,7 @@ class SparseTaskVectors final : public TensorMerge {
   std::vector<float> weights_;
   Combination how_;
   std::uint64_t key_;
+  std::uint64_t num_elements_;
   std::vector<bool> reads_;
   bool sums_pending_ = false;
   bool ranks_rows_ = false;
@@ -426,7 +472,7 @@ bool plan_sparsifier(TaskVector& v, const TensorContext& context, const Input& i
       return true;
     }
     case Keep::random:
-      v.threshold = as_threshold(density);
+      v.threshold = math::as_threshold(density);
       if (rescale && context.values.flag("unbiased_rescale")) {
         v.restores_norm = false;
         v.factor = static_cast<float>(1 / density);

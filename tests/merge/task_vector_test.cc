@@ -163,6 +163,7 @@ void expect_as_reference(const Case& c, const TensorContext& context, const std:
   const std::vector<float> got = run_phases(method, context, inputs);
   expect_close(got, reference(c, context, inputs), kRelative, kOfLargest, std::string(c.name) + " " + what);
   expect_same_bits(run_phases(method, context, inputs, {.num_tallies = 3, .reverse_tiles = true}), got, std::string(c.name) + " reversed " + what);
+  expect_same_bits(run_phases(method, context, inputs, {.reverse_tiles = true, .use_cache = true}), got, std::string(c.name) + " cached " + what);
 }
 
 TensorContext sized_context(const Method& method, Shape shape, int num_models, double density) {
@@ -395,8 +396,8 @@ TEST(BreadcrumbsTies, the_older_behaviour_without_a_top_is_a_switch) {
 // ---- against the reference
 
 TEST(TaskVectors, equal_the_reference_on_many_shapes) {
-  const std::vector<Shape> shapes = {{},       {1},        {7},       {3000},      {1, 1},       {5, 1},        {3, 5},
-                                     {64, 33}, {130, 517}, {4, 6, 5}, {300, 1, 4}, {2, 3, 3, 3}, {3, 40, 2, 50}};
+  const std::vector<Shape> shapes = {{},       {1},        {7},       {3000},      {1, 1},    {5, 1},       {3, 5},
+                                     {64, 33}, {130, 517}, {4, 6, 5}, {300, 1, 4}, {50, 700}, {2, 3, 3, 3}, {3, 40, 2, 50}};
   for (const Case& c : kCases) {
     const Method& method = method_named(c.name);
     for (const Shape& shape : shapes) {

@@ -30,6 +30,7 @@ std::vector<float> run_phases(const merge::Method& method, const merge::TensorCo
                               const DriverOptions& options) {
   const std::unique_ptr<merge::TensorMerge> merge = merge::make_merge(method, context);
   if (const auto copied = merge->copied_input()) return inputs.at(*copied);
+  if (options.use_cache && merge->cache_bytes() > 0) merge->use_cache();
   const std::vector<Span> spans = cut(context, merge->tiling());
   std::vector<std::size_t> order(spans.size());
   for (std::size_t i = 0; i < order.size(); ++i) order[i] = options.reverse_tiles ? order.size() - 1 - i : i;

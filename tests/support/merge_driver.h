@@ -10,6 +10,7 @@ namespace weft::testing {
 struct DriverOptions {
   int num_tallies = 1;              ///< as if so many workers shared each pass
   bool reverse_tiles = false;       ///< visit tiles last to first (order must not matter)
+  bool use_cache = false;           ///< let the method keep what it offers to (the result must not change)
 };
 
 /// Runs the phases of a method on one tensor in memory, as the engine does. inputs: in the order of context.inputs, each [num_elements].

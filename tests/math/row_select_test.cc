@@ -1,15 +1,17 @@
-#include "merge/row_ranks.h"
+#include "math/row_select.h"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <numeric>
 
 #include "base/philox.h"
+#include "math/targets.h"
 #include "support/merge_data.h"
 
-namespace weft::merge {
+namespace weft::math {
 namespace {
 
 using weft::testing::gridded_values;
@@ -39,17 +41,25 @@ std::vector<float> reference(std::vector<float> values, const std::vector<float>
 
 void expect_as_sorted(const std::vector<float>& values, std::uint64_t seed, double density, double epsilon, const std::string& what) {
   const std::vector<float> uniform = uniform_numbers(values.size(), seed);
+  const std::vector<float> want = reference(values, uniform, density, epsilon, false);
   const RowRankMask mask(density, epsilon);
   RowRankMask::Scratch scratch;
+  struct AllTargets {
+    ~AllTargets() { use_only_target(0); }
+  } all_targets_again;
+  for (const SimdTarget& target : compiled_targets()) {
+    if (!target.supported) continue;
+    use_only_target(target.bit);
+    std::vector<float> got = values;
+    mask.apply(got, uniform, scratch);
+    ASSERT_EQ(got, want) << what << ", " << target.name;
+  }
   std::vector<float> got = values;
-  mask.apply(got, uniform, scratch);
-  ASSERT_EQ(got, reference(values, uniform, density, epsilon, false)) << what;
-  got = values;
   mask.apply_unbiased(got, uniform, scratch);
   ASSERT_EQ(got, reference(values, uniform, density, epsilon, true)) << what;
 }
 
-TEST(RowRanks, probabilities_grow_with_the_rank_and_average_to_the_density) {
+TEST(RowSelect, probabilities_grow_with_the_rank_and_average_to_the_density) {
   const RowRankMask mask(0.5, 0.1);
   EXPECT_DOUBLE_EQ(mask.probability(0, 3), 0.4);
   EXPECT_DOUBLE_EQ(mask.probability(1, 3), 0.5);
@@ -59,9 +69,9 @@ TEST(RowRanks, probabilities_grow_with_the_rank_and_average_to_the_density) {
   EXPECT_NEAR(sum / 1000, 0.5, 1e-12);
 }
 
-TEST(RowRanks, a_row_of_one_stays_with_the_density) { EXPECT_EQ(RowRankMask(0.3, 0.1).probability(0, 1), 0.3); }
+TEST(RowSelect, a_row_of_one_stays_with_the_density) { EXPECT_EQ(RowRankMask(0.3, 0.1).probability(0, 1), 0.3); }
 
-TEST(RowRanks, histogram_gives_what_sorting_gives_for_every_length) {
+TEST(RowSelect, histogram_gives_what_sorting_gives_for_every_length) {
   for (std::size_t n = 1; n <= 300; ++n) {
     expect_as_sorted(normal_values(n, n), n, 0.5, 0.15, "normal " + std::to_string(n));
     expect_as_sorted(gridded_values(n, n, 1, 0.25), n + 1000, 0.3, 0.25, "grid " + std::to_string(n));
@@ -69,7 +79,7 @@ TEST(RowRanks, histogram_gives_what_sorting_gives_for_every_length) {
   for (const std::size_t n : {1536U, 8960U, 40000U}) expect_as_sorted(normal_values(n, n), n, 0.5, 0.15, "normal " + std::to_string(n));
 }
 
-TEST(RowRanks, histogram_gives_what_sorting_gives_for_awkward_rows) {
+TEST(RowSelect, histogram_gives_what_sorting_gives_for_awkward_rows) {
   constexpr std::size_t n = 2000;
   std::vector<float> values(n, 0.25F);
   expect_as_sorted(values, 1, 0.5, 0.4, "all equal");
@@ -91,7 +101,7 @@ TEST(RowRanks, histogram_gives_what_sorting_gives_for_awkward_rows) {
   expect_as_sorted(normal_values(n, 10), 11, 0.5, 0.0, "epsilon 0");
 }
 
-TEST(RowRanks, threshold_is_exact_where_rounding_to_float32_is_not) {
+TEST(RowSelect, threshold_is_exact_where_rounding_to_float32_is_not) {
   for (const double p : {0.1, 0.3, 0.5, 0.7, 0.9999999, 1.0, std::ldexp(1.0, -24), 0.5 + std::ldexp(1.0, -52)}) {
     const double threshold = static_cast<double>(as_threshold(p));
     EXPECT_GE(threshold, p);
@@ -99,5 +109,26 @@ TEST(RowRanks, threshold_is_exact_where_rounding_to_float32_is_not) {
   }
 }
 
+TEST(RowSelect, the_largest_keys_are_those_that_sorting_gives) {
+  for (const std::size_t n : {1U, 2U, 5U, 16U, 31U, 256U, 1000U}) {
+    for (const double grid : {0.0, 0.25, 8.0}) {
+      const std::vector<float> values = grid == 0 ? normal_values(n, n) : gridded_values(n, n, 1, grid);
+      std::vector<std::uint32_t> keys(n);
+      const std::uint32_t largest = magnitude_keys(values, keys);
+      std::vector<std::uint32_t> sorted = keys;
+      std::sort(sorted.begin(), sorted.end(), std::greater<>());
+      EXPECT_EQ(largest, sorted[0]);
+      for (std::size_t count = 1; count <= n; count += 1 + count / 7) {
+        const LargestKeys got = largest_keys(keys, count);
+        ASSERT_EQ(got.threshold, sorted[count - 1]) << n << " " << count;
+        const auto above = std::count_if(keys.begin(), keys.end(), [&](std::uint32_t key) { return key > got.threshold; });
+        ASSERT_EQ(got.num_equal, static_cast<std::size_t>(std::count(keys.begin(), keys.end(), got.threshold))) << n << " " << count;
+        ASSERT_EQ(got.num_ties, count - static_cast<std::size_t>(above)) << n << " " << count;
+      }
+    }
+  }
+  EXPECT_EQ(largest_keys(std::vector<std::uint32_t>{0x7F7FFFFF, 0, 0x7FFFFFFF}, 1).threshold, 0x7FFFFFFFU);
+}
+
 }  // namespace
-}  // namespace weft::merge
+}  // namespace weft::math
