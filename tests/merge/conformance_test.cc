@@ -374,7 +374,7 @@ TEST_P(Conformance, values_out_of_range_are_refused_with_parameter_and_tensor) {
   const TensorContext plain = plain_context(method(), {2, 3}, model_counts(method()).front(), has_base(method()));
   ASSERT_TRUE(accepts(method(), plain));
   for (const Parameter& parameter : method().parameters) {
-    if (parameter.ignored) continue;  // no value of it is ever looked at
+    if (parameter.ignored) continue;  // nobody looks at its value
     std::vector<double> wrong = {std::nan(""), HUGE_VAL, -HUGE_VAL};
     if (parameter.min > -1e300) wrong.push_back(parameter.min - std::max(1.0, std::abs(parameter.min)));
     if (parameter.max < 1e300) wrong.push_back(parameter.max + std::max(1.0, std::abs(parameter.max)));
