@@ -1,13 +1,12 @@
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <numeric>
 #include <string>
 #include <utility>
 
+#include "math/row_select.h"
 #include "merge/table.h"
 #include "merge/task_vector.h"
 #include "weft/error.h"
@@ -42,45 +41,61 @@ class Cabs final : public TensorMerge {
   }
 
  private:
+  // Whether an entry is kept is hard to predict, so choices are masks (all bits set or none), not branches.
+  struct Scratch {
+    std::vector<float> changes;        ///< of one model; 0 where an earlier one kept the entry
+    std::vector<std::uint32_t> keys;   ///< their magnitudes
+    std::vector<std::uint32_t> kept;   ///< by this model
+    std::vector<std::uint32_t> taken;  ///< by any so far
+  };
+
   void merge_block(const Tile& tile, std::size_t begin, std::size_t length, std::span<float> out) const {
-    thread_local std::vector<std::uint32_t> keys;  // magnitudes of this model's changes; 0 where an earlier model kept one
-    thread_local std::vector<std::uint32_t> sorted;
-    thread_local std::vector<unsigned char> taken;
-    keys.resize(length);
-    taken.assign(length, 0);
+    thread_local Scratch scratch;
+    scratch.changes.resize(length);
+    scratch.keys.resize(length);
+    scratch.kept.resize(length);
+    scratch.taken.assign(length, 0);
+    float* const changes = scratch.changes.data();
+    const std::uint32_t* const keys = scratch.keys.data();
+    std::uint32_t* const kept = scratch.kept.data();
+    std::uint32_t* const taken = scratch.taken.data();
     // A short block at the end of the tensor keeps the same share, rounded up.
     const std::size_t quota = length == m_ ? n_ : (n_ * length + m_ - 1) / m_;
-    const float* base = tile.inputs[base_] + begin;
-    float* result = out.data() + begin;
+    const float* const base = tile.inputs[base_] + begin;
+    float* const result = out.data() + begin;
     std::copy_n(base, length, result);
     for (const Vector& v : vectors_) {
-      const float* model = tile.inputs[v.input] + begin;
-      for (std::size_t i = 0; i < length; ++i) {
-        const std::uint32_t magnitude = std::bit_cast<std::uint32_t>(model[i] - base[i]) & 0x7fffffffU;
-        keys[i] = taken[i] != 0 ? 0 : magnitude;
-      }
-      // The quota-th largest, and how many equal ones it admits: those with the lowest index.
-      std::uint32_t threshold = 1;
-      std::size_t ties = length;
-      if (quota < length) {
-        sorted.assign(keys.begin(), keys.end());
-        std::nth_element(sorted.begin(), sorted.begin() + static_cast<std::ptrdiff_t>(quota - 1), sorted.end(), std::greater<>());
-        threshold = std::max(sorted[quota - 1], 1U);  // an unchanged entry is never kept
-        ties = quota;
-        for (const std::uint32_t key : keys) ties -= static_cast<std::size_t>(key > threshold);
-      }
-      for (std::size_t i = 0; i < length; ++i) {
-        if (keys[i] < threshold) continue;
-        if (keys[i] == threshold) {
-          if (ties == 0) continue;
-          --ties;
+      const float* const model = tile.inputs[v.input] + begin;
+      for (std::size_t i = 0; i < length; ++i) changes[i] = std::bit_cast<float>(std::bit_cast<std::uint32_t>(model[i] - base[i]) & ~taken[i]);
+      math::magnitude_keys(scratch.changes, scratch.keys);
+      const math::LargestKeys largest = math::largest_keys(scratch.keys, quota);
+      // An unchanged entry is never kept.
+      const auto least = static_cast<std::int32_t>(std::max(largest.threshold, 1U));
+      for (std::size_t i = 0; i < length; ++i) kept[i] = 0U - static_cast<std::uint32_t>(static_cast<std::int32_t>(keys[i]) >= least);
+      if (largest.threshold > 0 && largest.num_ties < largest.num_equal) {
+        // Of the entries at the threshold those with the lowest index.
+        std::size_t ties = largest.num_ties;
+        for (std::size_t i = 0; i < length; ++i) {
+          if (keys[i] != largest.threshold) continue;
+          if (ties == 0) kept[i] = 0;
+          if (ties > 0) --ties;
         }
-        taken[i] = 1;
-        const double change = static_cast<double>(model[i]) - static_cast<double>(base[i]);
-        // A factor of 1 is the model's own weight, without any rounding.
-        result[i] = v.factor == 1 ? model[i] : static_cast<float>(static_cast<double>(base[i]) + v.factor * change);
       }
+      if (v.factor == 1) {
+        // The model's own weights, without any rounding.
+        for (std::size_t i = 0; i < length; ++i) result[i] = chosen(kept[i], model[i], result[i]);
+      } else {
+        for (std::size_t i = 0; i < length; ++i) {
+          const double change = static_cast<double>(model[i]) - static_cast<double>(base[i]);
+          result[i] = chosen(kept[i], static_cast<float>(static_cast<double>(base[i]) + v.factor * change), result[i]);
+        }
+      }
+      for (std::size_t i = 0; i < length; ++i) taken[i] |= kept[i];
     }
+  }
+
+  static float chosen(std::uint32_t mask, float yes, float no) noexcept {
+    return std::bit_cast<float>((std::bit_cast<std::uint32_t>(yes) & mask) | (std::bit_cast<std::uint32_t>(no) & ~mask));
   }
 
   std::size_t base_;

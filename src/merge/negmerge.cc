@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -16,6 +15,13 @@ namespace {
 
 constexpr std::size_t kPiece = 2048;
 
+// Masks (all bits set or none), because branches on signs are hard to predict.
+struct Scratch {
+  std::vector<double> sum;
+  std::vector<std::uint32_t> all_positive;
+  std::vector<std::uint32_t> all_negative;
+};
+
 class NegMerge final : public TensorMerge {
  public:
   NegMerge(const TensorContext& context, std::size_t base, std::vector<std::size_t> models, double lambda)
@@ -24,36 +30,45 @@ class NegMerge final : public TensorMerge {
   [[nodiscard]] std::optional<std::size_t> copied_input() const override { return lambda_ == 0 ? std::optional(base_) : std::nullopt; }
 
   void map(const Tile& tile, std::span<float> out) const override {
-    thread_local std::vector<double> sum;
-    thread_local std::vector<float> votes;
-    sum.resize(kPiece);
-    votes.resize(kPiece);
-    const auto num_models = static_cast<float>(models_.size());
+    thread_local Scratch scratch;
+    scratch.sum.resize(kPiece);
+    scratch.all_positive.resize(kPiece);
+    scratch.all_negative.resize(kPiece);
+    double* const sum = scratch.sum.data();
+    std::uint32_t* const all_positive = scratch.all_positive.data();
+    std::uint32_t* const all_negative = scratch.all_negative.data();
     const double scale = -lambda_ / static_cast<double>(models_.size());
-    std::uint32_t any_change = 0;  // the bits of all changes
-    bool any_agreement = false;
+    std::uint32_t any_change = 0;  // bits of changes; not zero when there is one
+    std::uint32_t any_agreement = 0;
     for (std::size_t begin = 0; begin < tile.count; begin += kPiece) {
       const std::size_t count = std::min(kPiece, tile.count - begin);
-      const float* base = tile.inputs[base_] + begin;
-      std::fill_n(sum.begin(), count, 0.0);
-      std::fill_n(votes.begin(), count, 0.0F);
+      const float* const base = tile.inputs[base_] + begin;
+      float* const result = out.data() + begin;
+      std::fill_n(sum, count, 0.0);
+      std::fill_n(all_positive, count, ~0U);
+      std::fill_n(all_negative, count, ~0U);
       for (const std::size_t m : models_) {
-        const float* model = tile.inputs[m] + begin;
+        const float* const model = tile.inputs[m] + begin;
+        for (std::size_t i = 0; i < count; ++i) sum[i] += static_cast<double>(model[i] - base[i]);
         for (std::size_t i = 0; i < count; ++i) {
-          const float d = model[i] - base[i];
-          sum[i] += static_cast<double>(d);
-          any_change |= std::bit_cast<std::uint32_t>(std::abs(d));
-          votes[i] += (d > 0 ? 1.0F : 0.0F) - (d < 0 ? 1.0F : 0.0F);
+          const std::uint32_t bits = std::bit_cast<std::uint32_t>(model[i] - base[i]);
+          const std::uint32_t magnitude = bits & 0x7FFFFFFFU;
+          const std::uint32_t negative = 0U - (bits >> 31);
+          const std::uint32_t changed = 0U - static_cast<std::uint32_t>(magnitude != 0);
+          any_change |= magnitude;
+          all_positive[i] &= changed & ~negative;
+          all_negative[i] &= changed & negative;
         }
       }
       for (std::size_t i = 0; i < count; ++i) {
-        const bool unanimous = votes[i] == num_models || votes[i] == -num_models;
-        out[begin + i] = unanimous ? static_cast<float>(static_cast<double>(base[i]) + scale * sum[i]) : base[i];
+        const std::uint32_t unanimous = all_positive[i] | all_negative[i];
+        const auto moved = static_cast<float>(static_cast<double>(base[i]) + scale * sum[i]);
+        result[i] = std::bit_cast<float>((std::bit_cast<std::uint32_t>(moved) & unanimous) | (std::bit_cast<std::uint32_t>(base[i]) & ~unanimous));
         any_agreement |= unanimous;
       }
     }
     if (any_change != 0) any_change_.store(true, std::memory_order_relaxed);
-    if (any_agreement) any_agreement_.store(true, std::memory_order_relaxed);
+    if (any_agreement != 0) any_agreement_.store(true, std::memory_order_relaxed);
   }
 
   void finish() override {

@@ -1,5 +1,5 @@
 #include <algorithm>
-#include <cmath>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <utility>
@@ -14,16 +14,23 @@ namespace {
 
 constexpr std::size_t kPiece = 2048;
 
+// Arrays of masks and counts instead of branches: whether an entry was changed is hard to predict.
 struct Scratch {
-  std::vector<float> count;   ///< of models that changed the entry
-  std::vector<float> total;   ///< of their changes
-  std::vector<float> factor;  ///< of those models, summed: where one changed it, that model's
+  std::vector<std::uint32_t> count;  ///< of models that changed the entry
+  std::vector<float> total;          ///< of their changes
+  std::vector<float> factor;         ///< of those models, summed: where one changed it, that model's
 };
 
 Scratch& scratch_of_thread() {
   thread_local Scratch scratch;
+  scratch.count.resize(kPiece);
+  scratch.total.resize(kPiece);
+  scratch.factor.resize(kPiece);
   return scratch;
 }
+
+std::uint32_t bits_of(float x) noexcept { return std::bit_cast<std::uint32_t>(x); }
+float masked(float x, std::uint32_t mask) noexcept { return std::bit_cast<float>(bits_of(x) & mask); }
 
 class Ram final : public TensorMerge {
  public:
@@ -32,6 +39,7 @@ class Ram final : public TensorMerge {
       : base_(base),
         models_(std::move(models)),
         epsilon_(epsilon),
+        epsilon_bits_(static_cast<std::int32_t>(bits_of(epsilon))),
         r_(r),
         alpha_(alpha),
         factors_(models_.size(), 1.0F),
@@ -43,23 +51,26 @@ class Ram final : public TensorMerge {
 
   void reduce(const Tile& tile, std::span<double> sums, Tally* /*tally*/) const override {
     Scratch& scratch = scratch_of_thread();
-    scratch.count.resize(kPiece);
+    std::uint32_t* const counts = scratch.count.data();
+    const std::int32_t epsilon = epsilon_bits_;
     for (std::size_t begin = 0; begin < tile.count; begin += kPiece) {
       const std::size_t count = std::min(kPiece, tile.count - begin);
-      const float* base = tile.inputs[base_] + begin;
-      std::fill_n(scratch.count.begin(), count, 0.0F);
-      for (const std::size_t m : models_)
-        for (std::size_t i = 0; i < count; ++i) scratch.count[i] += is_change(tile.inputs[m][begin + i], base[i]) ? 1.0F : 0.0F;
+      const float* const base = tile.inputs[base_] + begin;
+      std::fill_n(counts, count, 0U);
+      for (const std::size_t m : models_) {
+        const float* const model = tile.inputs[m] + begin;
+        for (std::size_t i = 0; i < count; ++i) counts[i] -= change_mask(model[i] - base[i], epsilon);
+      }
       for (std::size_t k = 0; k < models_.size(); ++k) {
-        const float* model = tile.inputs[models_[k]] + begin;
-        std::uint32_t shared = 0;
+        const float* const model = tile.inputs[models_[k]] + begin;
+        std::uint32_t changed = 0;
         std::uint32_t unique = 0;
         for (std::size_t i = 0; i < count; ++i) {
-          const auto changed = static_cast<std::uint32_t>(is_change(model[i], base[i]));
-          shared += changed & static_cast<std::uint32_t>(scratch.count[i] > 1);
-          unique += changed & static_cast<std::uint32_t>(scratch.count[i] == 1);
+          const std::uint32_t one = change_mask(model[i] - base[i], epsilon) & 1U;
+          changed += one;
+          unique += one & static_cast<std::uint32_t>(counts[i] == 1);
         }
-        sums[2 * k] += shared;
+        sums[2 * k] += changed - unique;
         sums[2 * k + 1] += unique;
       }
     }
@@ -79,40 +90,59 @@ class Ram final : public TensorMerge {
 
   void map(const Tile& tile, std::span<float> out) const override {
     Scratch& scratch = scratch_of_thread();
-    for (auto* v : {&scratch.count, &scratch.total, &scratch.factor}) v->resize(kPiece);
+    std::uint32_t* const counts = scratch.count.data();
+    float* const total = scratch.total.data();
+    float* const factor = scratch.factor.data();
+    const std::int32_t epsilon = epsilon_bits_;
     for (std::size_t begin = 0; begin < tile.count; begin += kPiece) {
       const std::size_t count = std::min(kPiece, tile.count - begin);
-      const float* base = tile.inputs[base_] + begin;
-      for (auto* v : {&scratch.count, &scratch.total, &scratch.factor}) std::fill_n(v->begin(), count, 0.0F);
-      for (std::size_t k = 0; k < models_.size(); ++k) {
-        const float* model = tile.inputs[models_[k]] + begin;
-        const float factor = factors_[k];
+      const float* const base = tile.inputs[base_] + begin;
+      float* const result = out.data() + begin;
+      std::fill_n(counts, count, 0U);
+      std::fill_n(total, count, 0.0F);
+      for (const std::size_t m : models_) {
+        const float* const model = tile.inputs[m] + begin;
         for (std::size_t i = 0; i < count; ++i) {
-          const bool changed = is_change(model[i], base[i]);
-          scratch.count[i] += changed ? 1.0F : 0.0F;
-          scratch.total[i] += changed ? model[i] - base[i] : 0.0F;
-          scratch.factor[i] += changed ? factor : 0.0F;
+          const float change = model[i] - base[i];
+          const std::uint32_t mask = change_mask(change, epsilon);
+          counts[i] -= mask;
+          total[i] += masked(change, mask);
         }
       }
-      float* result = out.data() + begin;
-      if (amplify_) {
-        for (std::size_t i = 0; i < count; ++i) {
-          const float single = scratch.total[i] * scratch.factor[i];
-          const float mean = scratch.total[i] / std::max(scratch.count[i], 1.0F);
-          result[i] = base[i] + (scratch.count[i] == 1 ? single : mean);
-        }
-      } else {
-        for (std::size_t i = 0; i < count; ++i) result[i] = base[i] + scratch.total[i] / std::max(scratch.count[i], 1.0F);
+      if (amplify_) sum_factors(tile, begin, count, factor);
+      for (std::size_t i = 0; i < count; ++i) {
+        const float mean = total[i] / static_cast<float>(static_cast<std::int32_t>(counts[i] | static_cast<std::uint32_t>(counts[i] == 0)));
+        result[i] = base[i] + mean;
+      }
+      if (!amplify_) continue;
+      for (std::size_t i = 0; i < count; ++i) {
+        const std::uint32_t single = 0U - static_cast<std::uint32_t>(counts[i] == 1);
+        const float amplified = base[i] + total[i] * factor[i];
+        result[i] = std::bit_cast<float>((bits_of(amplified) & single) | (bits_of(result[i]) & ~single));
       }
     }
   }
 
  private:
-  [[nodiscard]] bool is_change(float model, float base) const noexcept { return std::abs(model - base) > epsilon_; }
+  /// All bits set where this counts as a change. Magnitudes are ordered as their bits.
+  [[nodiscard]] static std::uint32_t change_mask(float change, std::int32_t epsilon_bits) noexcept {
+    return 0U - static_cast<std::uint32_t>(static_cast<std::int32_t>(bits_of(change) & 0x7FFFFFFFU) > epsilon_bits);
+  }
+  void sum_factors(const Tile& tile, std::size_t begin, std::size_t count, float* factor) const {
+    const float* const base = tile.inputs[base_] + begin;
+    const std::int32_t epsilon = epsilon_bits_;
+    std::fill_n(factor, count, 0.0F);
+    for (std::size_t k = 0; k < models_.size(); ++k) {
+      const float* const model = tile.inputs[models_[k]] + begin;
+      const float own = factors_[k];
+      for (std::size_t i = 0; i < count; ++i) factor[i] += masked(own, change_mask(model[i] - base[i], epsilon));
+    }
+  }
 
   std::size_t base_;
   std::vector<std::size_t> models_;
   float epsilon_;
+  std::int32_t epsilon_bits_;
   double r_;
   double alpha_;
   std::vector<float> factors_;

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -24,10 +25,24 @@ struct Range {
   double max = -std::numeric_limits<double>::infinity();
 
   void add(std::span<const double> values) noexcept {
-    for (const double v : values) {
-      min = std::min(min, v);
-      max = std::max(max, v);
+    // Eight of each in turn, because one would wait for itself.
+    constexpr std::size_t kLanes = 8;
+    std::array<double, kLanes> low;
+    std::array<double, kLanes> high;
+    low.fill(min);
+    high.fill(max);
+    std::size_t i = 0;
+    for (; i + kLanes <= values.size(); i += kLanes)
+      for (std::size_t k = 0; k < kLanes; ++k) {
+        low[k] = std::min(low[k], values[i + k]);
+        high[k] = std::max(high[k], values[i + k]);
+      }
+    for (; i < values.size(); ++i) {
+      low[0] = std::min(low[0], values[i]);
+      high[0] = std::max(high[0], values[i]);
     }
+    min = *std::min_element(low.begin(), low.end());
+    max = *std::max_element(high.begin(), high.end());
   }
   void add(const Range& other) noexcept {
     min = std::min(min, other.min);
@@ -45,7 +60,7 @@ struct Grid {
   Grid() = default;
   Grid(const Range& range, int bits) noexcept {
     if (!(range.max > range.min)) {
-      constant = range.min;
+      constant = range.min + 0.0;  // one kind of zero, whichever was met first
       return;
     }
     last_code = std::exp2(bits) - 1;

@@ -379,15 +379,14 @@ models:
   EXPECT_THAT(refusal("merge_method: mean\nmodels: [{model: {model: {revision: x}}}]").message, HasSubstr("needs a path"));
 }
 
-TEST(MergeConfigModels, the_base_is_appended_to_every_list_of_models_but_not_to_slices_and_only_if_unlisted) {
+TEST(MergeConfigModels, the_base_is_appended_to_models_only_and_only_if_unlisted) {
   const MergeConfig appended = parse("merge_method: stock\nbase_model: ./m\nmodels: [{model: a}, {model: b}]");
   ASSERT_EQ(appended.modules[0].slices[0].sources.size(), 3U);
   EXPECT_TRUE(appended.modules[0].slices[0].sources[2].appended_base);
   EXPECT_TRUE(appended.is_base(appended.modules[0].slices[0], appended.modules[0].slices[0].sources[2]));
   EXPECT_EQ(parse("merge_method: stock\nbase_model: ./m\nmodels: [{model: a}, {model: ./m}, {model: b}]").modules[0].slices[0].sources.size(), 3U);
-  const MergeConfig in_module = parse("merge_method: stock\nbase_model: ./m\nmodules: {default: {models: [{model: a}, {model: b}]}}");
-  ASSERT_EQ(in_module.modules[0].slices[0].sources.size(), 3U);
-  EXPECT_TRUE(in_module.modules[0].slices[0].sources[2].appended_base);
+  EXPECT_THAT(refusal("merge_method: stock\nbase_model: ./m\nmodules: {default: {models: [{model: a}, {model: b}]}}").message,
+              HasSubstr("not among the sources"));
   EXPECT_THAT(refusal("merge_method: stock\nbase_model: ./m\nslices: [{sources: [{model: a, layer_range: [0, 1]}, {model: b, layer_range: [0, 1]}]}]")
                   .message,
               HasSubstr("default.slices[0]"));
