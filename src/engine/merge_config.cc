@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <charconv>
 #include <cmath>
 #include <functional>
@@ -13,6 +12,7 @@
 #include <utility>
 
 #include "base/text.h"
+#include "engine/merge_tokenizer.h"
 #include "weft/error.h"
 
 namespace weft::engine {
@@ -28,8 +28,6 @@ using yaml::Node;
 using yaml::Place;
 
 constexpr int kMaxLayers = 10'000;
-constexpr std::size_t kMinTemplateLength = 20;
-constexpr std::array<std::string_view, 5> kBuiltinTemplates = {"alpaca", "chatml", "exaone", "llama3", "mistral"};
 
 std::string in_quotes(std::string_view text) { return fmt::format("'{}'", printable(text, 80)); }
 
@@ -82,6 +80,14 @@ std::string_view trimmed(std::string_view text) {
 std::optional<double> number_in_text(std::string_view text) {
   text = trimmed(text);
   if (text.starts_with('+')) text.remove_prefix(1);
+  // As in Python, digits may be grouped: "1_000".
+  std::string ungrouped;
+  const auto is_digit = [](char c) { return c >= '0' && c <= '9'; };
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if (text[i] == '_' && i > 0 && i + 1 < text.size() && is_digit(text[i - 1]) && is_digit(text[i + 1])) continue;
+    ungrouped += text[i];
+  }
+  text = ungrouped;
   double value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
@@ -90,9 +96,9 @@ std::optional<double> number_in_text(std::string_view text) {
 
 std::optional<bool> boolean_in_text(std::string_view text) {
   const std::string word = lower(trimmed(text));
-  for (const std::string_view yes : {"true", "yes", "on", "1"})
+  for (const std::string_view yes : {"true", "yes", "on", "1", "t", "y"})
     if (word == yes) return true;
-  for (const std::string_view no : {"false", "no", "off", "0"})
+  for (const std::string_view no : {"false", "no", "off", "0", "f", "n"})
     if (word == no) return false;
   return std::nullopt;
 }
@@ -485,9 +491,8 @@ class Reader {
     need_list(node, key, "models");
     Slice slice;
     for (std::size_t i = 0; i < node.items.size(); ++i) slice.sources.push_back(read_source(node.items[i], item_key(key, i), false));
-    // Under `modules:` nothing is added, as in slices.
-    if (config.base_model && !config.written_as_modules &&
-        std::none_of(slice.sources.begin(), slice.sources.end(), [&](const Source& s) { return s.model == *config.base_model; }))
+    // mergekit adds the base to every list of models, under `modules:` too; only slices name all their sources.
+    if (config.base_model && std::none_of(slice.sources.begin(), slice.sources.end(), [&](const Source& s) { return s.model == *config.base_model; }))
       slice.sources.push_back({*config.base_model, std::nullopt, {}, "base_model", true});
     return slice;
   }
@@ -698,11 +703,14 @@ class Reader {
     if (!is_written(node)) return;
     const std::string given = text(*node, "chat_template");
     if (given.empty()) return;
-    const bool named = given == "auto" || std::find(kBuiltinTemplates.begin(), kBuiltinTemplates.end(), given) != kBuiltinTemplates.end();
-    if (!named && (given.size() < kMinTemplateLength || given.find('{') == std::string::npos))
-      fail(
-          "chat_template", node->place, fmt::format("invalid chat template {}", in_quotes(given)),
-          fmt::format("use auto, {}, or a Jinja text of at least {} characters with a '{{'", fmt::join(kBuiltinTemplates, ", "), kMinTemplateLength));
+    if (given != "auto") {
+      // What the text may be is known there; here only the place is.
+      try {
+        (void)choose_chat_template(given, {});
+      } catch (const Error& e) {
+        fail("chat_template", node->place, e.message(), e.advice());
+      }
+    }
     config.chat_template = given;
   }
 

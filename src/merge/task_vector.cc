@@ -599,6 +599,8 @@ std::vector<Parameter> task_vector_parameters(Keep keep, bool normalize, bool re
        .scope = ParameterScope::per_model,
        .default_value = 1,
        .help = plain ? "accepted, changes nothing" : "share of the entries that stay",
+       // Where it is a probability, mergekit too refuses a negative one; the ranking rules take it as zero.
+       .min = keep == Keep::random ? 0.0 : -1e300,
        .ignored = plain},
       {.name = "normalize",
        .type = ParameterType::boolean,

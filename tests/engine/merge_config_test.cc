@@ -241,7 +241,7 @@ parameters: {normalize: "off"}
   EXPECT_THAT(values(2, 0), ElementsAre(-2));
   EXPECT_EQ(sources[2].parameters[1].entries[0].filter, "*");
   EXPECT_THAT(config.parameters.at(0).entries.at(0).values, ElementsAre(0));
-  for (const char* flag : {"true", "Yes", "'on'", "1", "1.0", "\"1\"", "'TRUE'"})
+  for (const char* flag : {"true", "Yes", "'on'", "1", "1.0", "\"1\"", "'TRUE'", "y", "T"})
     EXPECT_EQ(parse(std::string("merge_method: mean\nmodels: [{model: a}]\nparameters: {weight: 1, normalize: ") + flag + "}")
                   .parameters.at(1)
                   .entries[0]
@@ -249,6 +249,8 @@ parameters: {normalize: "off"}
               1)
         << flag;
   EXPECT_EQ(parse("merge_method: steps\nmodels: [{model: a}, {model: b}]\nparameters: {max_iter: '1e2'}").parameters.at(0).entries[0].values[0], 100);
+  EXPECT_EQ(parse("merge_method: steps\nmodels: [{model: a}, {model: b}]\nparameters: {max_iter: '1_00'}").parameters.at(0).entries[0].values[0],
+            100);
 }
 
 TEST(MergeConfigValues, what_is_no_value_is_refused_with_its_key_and_place) {
@@ -258,6 +260,8 @@ TEST(MergeConfigValues, what_is_no_value_is_refused_with_its_key_and_place) {
   const Refusal heavy = of_weight("heavy");
   EXPECT_THAT(heavy.message, AllOf(HasSubstr("'heavy'"), HasSubstr("expected a number"), HasSubstr("line 2, column 44")));
   EXPECT_EQ(heavy.key, "models[0].parameters.weight");
+  EXPECT_THAT(of_weight("'1__0'").message, HasSubstr("expected a number"));
+  EXPECT_THAT(of_weight("'_1'").message, HasSubstr("expected a number"));
   EXPECT_THAT(of_weight("[1, [2]]").key, "models[0].parameters.weight[1]");
   EXPECT_THAT(of_weight(".nan").message, HasSubstr("not a finite number"));
   EXPECT_THAT(of_weight("[0, .inf]").message, HasSubstr("not a finite number"));
@@ -379,14 +383,15 @@ models:
   EXPECT_THAT(refusal("merge_method: mean\nmodels: [{model: {model: {revision: x}}}]").message, HasSubstr("needs a path"));
 }
 
-TEST(MergeConfigModels, the_base_is_appended_to_models_only_and_only_if_unlisted) {
+TEST(MergeConfigModels, the_base_is_appended_to_every_list_of_models_but_not_to_slices_and_only_if_unlisted) {
   const MergeConfig appended = parse("merge_method: stock\nbase_model: ./m\nmodels: [{model: a}, {model: b}]");
   ASSERT_EQ(appended.modules[0].slices[0].sources.size(), 3U);
   EXPECT_TRUE(appended.modules[0].slices[0].sources[2].appended_base);
   EXPECT_TRUE(appended.is_base(appended.modules[0].slices[0], appended.modules[0].slices[0].sources[2]));
   EXPECT_EQ(parse("merge_method: stock\nbase_model: ./m\nmodels: [{model: a}, {model: ./m}, {model: b}]").modules[0].slices[0].sources.size(), 3U);
-  EXPECT_THAT(refusal("merge_method: stock\nbase_model: ./m\nmodules: {default: {models: [{model: a}, {model: b}]}}").message,
-              HasSubstr("not among the sources"));
+  const MergeConfig in_module = parse("merge_method: stock\nbase_model: ./m\nmodules: {default: {models: [{model: a}, {model: b}]}}");
+  ASSERT_EQ(in_module.modules[0].slices[0].sources.size(), 3U);
+  EXPECT_TRUE(in_module.modules[0].slices[0].sources[2].appended_base);
   EXPECT_THAT(refusal("merge_method: stock\nbase_model: ./m\nslices: [{sources: [{model: a, layer_range: [0, 1]}, {model: b, layer_range: [0, 1]}]}]")
                   .message,
               HasSubstr("default.slices[0]"));

@@ -72,6 +72,17 @@ TEST(MethodTable, every_parameter_has_help_a_range_and_a_default_within_it) {
   }
 }
 
+TEST(MethodTable, a_negative_density_is_refused_where_it_is_a_probability_and_only_there) {
+  for (const Method& m : methods()) {
+    if (m.name != "dare_linear" && m.name != "dare_ties" && m.name != "ties" && m.name != "breadcrumbs") continue;
+    for (const Parameter& p : m.parameters) {
+      if (p.name != "density") continue;
+      EXPECT_EQ(p.min == 0, m.name.starts_with("dare_")) << m.name;
+      EXPECT_TRUE(p.min == 0 || p.min < -1e200) << m.name;
+    }
+  }
+}
+
 TEST(MethodTable, every_row_has_a_page_with_the_fixed_headings_and_an_example_of_itself) {
   const std::filesystem::path pages = std::filesystem::path(WEFT_SOURCE_DIR) / "docs" / "methods";
   for (const Method& m : methods()) {
