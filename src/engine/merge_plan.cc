@@ -108,9 +108,9 @@ class Planner {
     if (unknown != nullptr) {
       std::vector<const Checkpoint*> checkpoints;
       for (const LoadedModel* one : merged) checkpoints.push_back(one->checkpoint.get());
-      inferred_ = std::make_unique<model::Architecture>(model::infer_architecture(checkpoints));
-      architecture_ = inferred_.get();
-      plan_.warnings.insert(plan_.warnings.end(), inferred_->warnings.begin(), inferred_->warnings.end());
+      made_ = std::make_unique<model::Architecture>(model::infer_architecture(checkpoints));
+      architecture_ = made_.get();
+      plan_.warnings.insert(plan_.warnings.end(), made_->warnings.begin(), made_->warnings.end());
       if (unknown->config) {
         plan_.warnings.push_back(fmt::format("the architecture of {} is not known to weft; layers are taken from the tensors' names", describe(unknown->ref)));
       }
@@ -122,7 +122,11 @@ class Planner {
                               other->architecture->name),
                   {.file = config_.file}, "merge models of one architecture; --allow-crimes goes on with that of the first");
     }
-    architecture_ = merged.front()->architecture;
+    // Files of some architectures come with and without a prefix; the output keeps the names of its donor (of the first model, if that is not merged).
+    const LoadedModel* donor = &loaded(config_.donor());
+    if (std::find(merged.begin(), merged.end(), donor) == merged.end()) donor = merged.front();
+    made_ = std::make_unique<model::Architecture>(model::with_names_of(*merged.front()->architecture, *donor->checkpoint));
+    architecture_ = made_.get();
   }
 
   const Json& config_json(const LoadedModel& loaded_model) const {
@@ -402,14 +406,14 @@ class Planner {
       input.is_base = config_.is_base(*slice.slice, source);
       input.index = index_of[f.source];
       input.values = resolver.source_values(source, f.input_name, position);
-      for (const auto& [key, value] : input.values.all()) described.parameters.emplace_back(fmt::format("{}.{}", source.model.written, key), fmt::format("{}", value));
+      if (!input.is_base) describe_values(input.values, source.model.written + ".", described);
       described.inputs.push_back(fmt::format("{}:{}", source.model.written, f.tensor.tensor->name));
       context.inputs.push_back(std::move(input));
       tensor.inputs.push_back(f.tensor);
       tensor.input_names.push_back(source.model.written);
       common = promote_any(common, f.tensor.tensor->dtype);
     }
-    for (const auto& [key, value] : context.values.all()) described.parameters.emplace_back(key, fmt::format("{}", value));
+    describe_values(context.values, "", described);
 
     if (!floating) {
       // Integer and boolean tensors are never merged.
@@ -433,6 +437,14 @@ class Planner {
       check_decodable(tensor);
     }
     finish(std::move(tensor), std::move(described));
+  }
+
+  /// What the method really looks at.
+  void describe_values(const merge::Values& values, const std::string& prefix, PlannedTensor& described) const {
+    for (const merge::Parameter& p : config_.method->parameters) {
+      if (p.ignored) continue;
+      if (const auto value = values.find(p.name)) described.parameters.emplace_back(prefix + p.name, fmt::format("{}", *value));
+    }
   }
 
   /// promote() knows real floats only; complex and undecodable types only ever meet themselves.
@@ -600,7 +612,7 @@ class Planner {
   std::vector<ModelRef> refs_;                 ///< every model, once
   std::vector<const LoadedModel*> models_;     ///< the same
   const model::Architecture* architecture_ = nullptr;
-  std::unique_ptr<model::Architecture> inferred_;
+  std::unique_ptr<model::Architecture> made_;  ///< from the names of tensors, or the table's with the donor's names
   std::vector<OpenSlice> slices_;
   int num_output_layers_ = 0;
   std::optional<std::string> chat_template_;

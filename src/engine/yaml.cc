@@ -216,6 +216,7 @@ class Builder final : public YAML::EventHandler {
     root_ = {};
     anchors_.clear();  // anchors live in one document
     start_ = mark.is_null() ? 0 : static_cast<std::size_t>(std::max(mark.pos, 0));
+    start_place_ = places_.at(mark);
   }
   void OnDocumentEnd() override {}
 
@@ -277,6 +278,7 @@ class Builder final : public YAML::EventHandler {
   [[nodiscard]] Node take_root() { return std::move(root_); }
   /// Byte of the text where the document began.
   [[nodiscard]] std::size_t start() const noexcept { return start_; }
+  [[nodiscard]] Place start_place() const noexcept { return start_place_; }
 
  private:
   struct Frame {
@@ -387,6 +389,7 @@ class Builder final : public YAML::EventHandler {
   std::map<YAML::anchor_t, Anchored> anchors_;
   Node root_;
   std::size_t start_ = 0;
+  Place start_place_;
   std::uint64_t num_nodes_ = 0;  // of all documents
   bool is_merge_key_ = false;
 };
@@ -452,6 +455,9 @@ std::vector<Document> parse(std::string_view text, const std::string& file, cons
     YAML::Parser parser(stream);
     Builder builder(text, file, limits);
     while (parser.HandleNextDocument(builder)) {
+      // Before a stray comma or closing bracket yaml-cpp finds one empty document after another, for ever.
+      if (!starts.empty() && builder.start() <= starts.back())
+        refuse(file, builder.start_place(), "not valid YAML: nothing can begin here", "remove the comma or bracket, or open what it closes");
       documents.push_back({builder.take_root(), {}});
       starts.push_back(builder.start());
     }

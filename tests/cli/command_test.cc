@@ -138,6 +138,7 @@ TEST(Command, misuse_is_answered_with_the_nearest_right_thing) {
       {"missing argument", {"diff", "a"}, "B is missing", "B", "usage: weft diff A B"},
       {"too many", {"info", "a", "b"}, "one argument too many: 'b'", "", "usage: weft info MODEL"},
       {"missing value", {"verify", "a", "--memory"}, "--memory needs a value", "--memory", "weft verify --help"},
+      {"value of a switch", {"diff", "a", "b", "--exit-code=1"}, "--exit-code takes no value, got '1'", "--exit-code", "write --exit-code"},
       {"number", {"verify", "a", "-j", "two"}, "expected a whole number, got 'two'", "--threads", ""},
       {"size", {"verify", "a", "--memory", "2 apples"}, "2 apples", "--memory", ""},
       {"choice", {"convert", "a", "b", "--to", "foldr"}, "'foldr' is none of: folder, safetensors", "--to", "did you mean folder?"},

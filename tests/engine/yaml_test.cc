@@ -108,6 +108,8 @@ TEST(Yaml, errors_of_the_syntax_name_line_and_column) {
   EXPECT_THAT(refusal("a: 1\nb: [1, 2\n"), AllOf(HasSubstr("not valid YAML"), HasSubstr("line ")));
   EXPECT_THAT(refusal("merge_method: linear\nmodels: [{model: ./models/micro\n"), HasSubstr("line 2, column 10"));
   EXPECT_THAT(refusal("a: 1\n b: 2\n"), HasSubstr("line 2"));
+  // Where nothing can begin, the parser must not find empty documents without end.
+  for (const char* stray : {", {a: b}\nc: d\n", "a: 1\n---\n] b\n", "}", "a: b\n...\n,\n"}) EXPECT_THAT(refusal(stray), HasSubstr("line ")) << stray;
   EXPECT_THAT(refusal("a: *nobody\n"), HasSubstr("line 1, column 4"));
 }
 
