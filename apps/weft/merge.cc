@@ -59,11 +59,12 @@ bool has_several_documents(std::string_view text) {
   return false;
 }
 
+// Tensors that are taken over as they are have the method "copy"; that is no method of the config.
 std::string methods_of(const JobReport& report) {
   std::vector<std::string> methods;
   for (const PlannedTensor& tensor : report.tensors)
-    if (std::find(methods.begin(), methods.end(), tensor.method) == methods.end()) methods.push_back(tensor.method);
-  return join(methods, ", ");
+    if (tensor.method != "copy" && std::find(methods.begin(), methods.end(), tensor.method) == methods.end()) methods.push_back(tensor.method);
+  return methods.empty() ? "copy" : join(methods, ", ");
 }
 
 // Inputs of a plan are "MODEL:TENSOR", and tensors' names hold no colon in any model of a known architecture.

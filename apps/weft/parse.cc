@@ -77,6 +77,9 @@ bool parse_arguments(const Command& command, const std::vector<std::string>& arg
         throw Error(ErrorCode::invalid_argument, "'" + printable(text) + "' is none of: " + join(option.choices, ", "), {.key = option.long_name()},
                     nearest ? "did you mean " + *nearest + "?" : "");
       }
+      if (option.value.empty() && text != "true" && text != "false")
+        throw Error(ErrorCode::invalid_argument, option.long_name() + " takes no value, got '" + printable(text) + "'", {.key = option.long_name()},
+                    "write " + join(option.all_names(), " or "));
       option.set(text);
     }
   }

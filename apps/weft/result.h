@@ -12,7 +12,9 @@ namespace weft::app {
 [[nodiscard]] Json shape_json(const Shape& shape);
 /// The document for a job that wrote something, or its plan after a dry run. details: what only this command knows.
 [[nodiscard]] Json report_json(const JobReport& report, Json::Object details);
-/// The plan as a table, layers folded unless verbose.
+/// The document of a dry run.
+[[nodiscard]] Json plan_json(const JobReport& report);
+/// The plan as a table, layers folded unless verbose. Parameters that are the same everywhere stand above it, once.
 void print_plan(const JobReport& report, const CommonOptions& options);
 /// What was read and written, how fast, with how much memory. headline: "merged 3 models with ties".
 void print_summary(const JobReport& report, const std::string& headline);

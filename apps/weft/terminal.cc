@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <clocale>
+#include <cmath>
 #include <cstdlib>
 
 #include "base/text.h"
@@ -94,6 +95,7 @@ void Table::print(std::FILE* stream, int indent) const {
   const auto line = [&](const std::vector<std::string>& cells) {
     std::string text(static_cast<std::size_t>(indent), ' ');
     for (std::size_t i = 0; i < cells.size() && i < widths.size(); ++i) {
+      if (widths[i] == 0) continue;  // a column without a word takes no room
       const std::string padding(widths[i] - columns_of(cells[i]), ' ');
       if (i > 0) text += "  ";
       text += columns_[i] == Align::left ? cells[i] + padding : padding + cells[i];
@@ -129,7 +131,7 @@ void ProgressLine::show(const Progress& progress) {
   if (progress.elapsed_seconds > 0.5 && progress.done_bytes > 0) {
     const double rate = static_cast<double>(progress.done_bytes) / progress.elapsed_seconds;
     const double left = static_cast<double>(progress.total_bytes - std::min(progress.done_bytes, progress.total_bytes)) / rate;
-    text += fmt::format("  {}/s  {} left", format_size(static_cast<std::uint64_t>(rate)), format_seconds(left));
+    text += fmt::format("  {}/s  {} left", format_size(static_cast<std::uint64_t>(rate)), format_seconds(std::ceil(left)));
   }
   if (in_place_) {
     std::fprintf(stderr, "\r\033[K%s", text.c_str());
