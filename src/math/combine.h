@@ -4,7 +4,8 @@
 #include <span>
 
 // Element-wise kernels on float32. All class A: each element by the same sequence of separately rounded operations on every target. Inputs may
-// be misaligned; out may be one of the inputs unless said otherwise; all spans have the same length.
+// be misaligned (buffers that begin at a cache line are faster); out may be one of the inputs unless said otherwise; all spans have the same length.
+// Weighted sums leave out inputs of weight 0: they are not read, and their pointers may be null.
 namespace weft::math {
 
 /// out[i] = ((w0 x0[i] + w1 x1[i]) + w2 x2[i]) + ...; no inputs: zeros. float32, in this order.

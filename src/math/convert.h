@@ -13,7 +13,9 @@ namespace weft::math {
 void decode(DType dtype, std::span<const std::byte> data, std::span<float> out);
 
 /// Encodes float32 as dtype, rounding to nearest even; NaN stays NaN. Out of range: F16, BF16, F8_E5M2 give infinity; types without infinity
-/// (E4M3, FNUZ, F4) saturate to their largest value (infinity too: torch's plain cast would give NaN for E4M3). Only floating types. Class A.
+/// (E4M3, FNUZ, F4, E8M0) saturate to their largest value (infinity too: torch's plain cast would give NaN for E4M3). F4 has no NaN: its largest value
+/// stands in. E8M0 has neither zero nor sign: zero becomes the smallest value, a negative number NaN, and of two equally near the larger is taken. A NaN
+/// is made quiet; BF16, F16 and F64 keep (the top of) its payload. Only floating types. Class A.
 void encode(DType dtype, std::span<const float> values, std::span<std::byte> out);
 
 /// values[i] becomes decode(encode(values[i])): what is left of a number that passes through dtype. Class A.

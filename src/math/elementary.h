@@ -5,8 +5,8 @@
 // library and the CPU. Class A. Error at most 1e-15 relative (2 ulp), except near zeros of sin where it is absolute.
 namespace weft::math {
 
-[[nodiscard]] double sin(double x) noexcept;   ///< |x| <= 2^20
-[[nodiscard]] double cos(double x) noexcept;   ///< |x| <= 2^20
+[[nodiscard]] double sin(double x) noexcept;   ///< |x| <= 2^20; NaN beyond
+[[nodiscard]] double cos(double x) noexcept;   ///< |x| <= 2^20; NaN beyond
 [[nodiscard]] double acos(double x) noexcept;  ///< x in [-1, 1]; NaN outside
 [[nodiscard]] double exp(double x) noexcept;   ///< overflow: infinity; underflow: 0
 [[nodiscard]] double log(double x) noexcept;   ///< x > 0; log(0) = -infinity; NaN below

@@ -18,8 +18,8 @@ inline constexpr std::size_t kGramChunk = 512;
 inline constexpr std::size_t kGramStride = kGramChunk + kPartialSums;
 
 /// The fixed tree that ends every sum.
-[[nodiscard]] inline double add_partials(Partials partials) noexcept {
-  std::array<double, kPartialSums>& p = partials.sums;
+[[nodiscard]] inline double add_partials(const Partials& partials) noexcept {
+  std::array<double, kPartialSums> p = partials.sums;
   for (std::size_t width = kPartialSums / 2; width != 0; width /= 2)
     for (std::size_t i = 0; i < width; ++i) p[i] += p[i + width];
   return p[0];

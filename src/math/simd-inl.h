@@ -32,8 +32,8 @@ HWY_INLINE hn::Vec<D> LoadBytes(D d, const std::uint8_t* p) {
 
 template <class D>
 HWY_INLINE void StoreBytes(hn::Vec<D> v, D d, std::uint8_t* p) {
-#if HWY_TARGET == HWY_SCALAR
   (void)d;
+#if HWY_TARGET == HWY_SCALAR
   const hn::TFromD<D> value = hn::GetLane(v);
   std::memcpy(p, &value, sizeof(value));
 #else
