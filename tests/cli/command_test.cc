@@ -97,14 +97,13 @@ TEST(Command, bash_accepts_its_completion_and_completes_with_it) {
 }
 
 TEST(Command, the_example_of_every_command_works_on_the_bundled_models) {
-  const TemporaryFolder scratch;
-  for (const char* folder : {"models", "examples"}) fs::create_directory_symlink(fs::path(WEFT_SOURCE_DIR) / folder, scratch / folder);
+  const ExampleFolder folder;
   for (const auto& [command, names] : declared_options()) {
     const std::string help = run_weft({"help", command}).out;
     const std::size_t at = help.find("\nExample\n  weft ");
     ASSERT_NE(at, std::string::npos) << command;
     const std::string line = help.substr(at + 16, help.find('\n', at + 16) - at - 16);
-    const CommandResult result = run_weft(words_of(line), {.folder = scratch.path()});
+    const CommandResult result = folder.weft(words_of(line));
     EXPECT_EQ(result.status, 0) << "weft " << line << "\n" << result.err;
     EXPECT_NE(result.out, "") << line;
   }

@@ -31,19 +31,6 @@ using Keys = std::vector<std::string>;
 const Keys kReportKeys = {"output",     "files",         "num_tensors",       "size_bytes", "bits_per_weight", "elapsed_seconds",
                           "bytes_read", "bytes_written", "peak_memory_bytes", "warnings",   "details"};
 
-/// A folder in which the examples' relative paths resolve.
-class ExampleFolder {
- public:
-  ExampleFolder() {
-    for (const char* name : {"models", "examples"}) fs::create_directory_symlink(fs::path(WEFT_SOURCE_DIR) / name, folder_ / name);
-  }
-  CommandResult weft(const std::vector<std::string>& arguments) const { return run_weft(arguments, {.folder = folder_.path()}); }
-  fs::path operator/(std::string_view name) const { return folder_ / name; }
-
- private:
-  TemporaryFolder folder_;
-};
-
 TEST(JsonShape, info_is_as_the_contract_says) {
   const Json info = document_of(run_weft({"info", kModels / "tiny-base", "--json"}));
   EXPECT_EQ(keys_of(info), (Keys{"container", "files", "architecture", "model_type", "num_parameters", "size_bytes", "bits_per_weight",

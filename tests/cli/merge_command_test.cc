@@ -13,18 +13,15 @@ namespace fs = std::filesystem;
 
 class MergeCommand : public ::testing::Test {
  protected:
-  MergeCommand() {
-    for (const char* name : {"models", "examples"}) fs::create_directory_symlink(fs::path(WEFT_SOURCE_DIR) / name, folder_ / name);
-  }
   CommandResult weft(const std::vector<std::string>& arguments, const std::map<std::string, std::string>& environment = {}) const {
-    return run_weft(arguments, {.folder = folder_.path(), .environment = environment});
+    return folder_.weft(arguments, environment);
   }
   /// The command called under another name, as a link would.
   CommandResult as(const std::string& name, const std::vector<std::string>& arguments) const {
     return run_weft(arguments, {.folder = folder_.path(), .called = "/usr/local/bin/" + name});
   }
   [[nodiscard]] std::string weights(const std::string& output) const { return read_file(folder_ / output / "model.safetensors"); }
-  TemporaryFolder folder_;
+  ExampleFolder folder_;
 };
 
 TEST_F(MergeCommand, the_summary_names_method_models_size_and_time) {

@@ -56,4 +56,13 @@ CommandResult run_weft(const std::vector<std::string>& arguments, const CommandO
   return run_program(WEFT_COMMAND, arguments, options);
 }
 
+ExampleFolder::ExampleFolder() {
+  for (const char* name : {"models", "examples"})
+    std::filesystem::create_directory_symlink(std::filesystem::path(WEFT_SOURCE_DIR) / name, folder_ / name);
+}
+
+CommandResult ExampleFolder::weft(const std::vector<std::string>& arguments, const std::map<std::string, std::string>& environment) const {
+  return run_weft(arguments, {.folder = folder_.path(), .environment = environment});
+}
+
 }  // namespace weft::testing
