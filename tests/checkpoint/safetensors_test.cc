@@ -370,7 +370,7 @@ TEST(SafetensorsHeader, random_damage_gives_an_error_or_a_view_that_stays_inside
   }
 }
 
-TEST(SafetensorsHeader, a_million_tensors_open_in_memory_that_their_names_explain_and_one_more_is_refused) {
+TEST(SlowSafetensorsHeader, a_million_tensors_open_in_memory_that_their_names_explain_and_one_more_is_refused) {
   const auto header_of = [](int num_tensors) {
     std::string json = "{";
     for (int i = 0; i < num_tensors; ++i) {
