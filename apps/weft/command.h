@@ -37,6 +37,9 @@ struct Option {
 /// Words with a separator between them.
 [[nodiscard]] std::string join(const std::vector<std::string>& words, std::string_view separator);
 
+/// The parts of a text that empty lines separate.
+[[nodiscard]] std::vector<std::string> paragraphs(const std::string& text);
+
 /// A command. Its run function owns the variables that its options write into.
 struct Command {
   std::string name;

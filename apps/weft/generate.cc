@@ -51,17 +51,7 @@ std::string man_page(const std::vector<Command>& commands) {
   for (const Command& command : commands) {
     if (command.hidden) continue;
     text += ".SS \"" + roff(command.program + " " + command.synopsis) + "\"\n" + roff(command.summary) + "\n";
-    if (!command.description.empty()) {
-      std::string description = command.description;
-      for (std::size_t at = 0; (at = description.find("\n\n", at)) != std::string::npos; at += 6) description.replace(at, 2, "\n.PP\n");
-      std::string escaped;
-      for (std::size_t at = 0; at < description.size();) {
-        const std::size_t end = std::min(description.find("\n.PP\n", at), description.size());
-        escaped += (at == 0 ? "" : "\n.PP\n") + roff(std::string_view(description).substr(at, end - at));
-        at = end + 5;
-      }
-      text += ".PP\n" + escaped + "\n";
-    }
+    for (const std::string& paragraph : paragraphs(command.description)) text += ".PP\n" + roff(paragraph) + "\n";
     for (const Option& option : command.options) text += man_option(option);
     text += ".TP\n\\fB\\-h\\fR, \\fB\\-\\-help\\fR\nshow how the command is used\n";
     if (!command.example.empty()) text += ".PP\nExample:\n.PP\n.RS\n.nf\n" + roff(command.example) + "\n.fi\n.RE\n";

@@ -37,11 +37,7 @@ std::string help_text(const Command& command) {
   const int width = terminal_width(stdout);
   std::string text =
       paint(stdout, Style::bold, command.program) + " - " + command.summary + "\n\nusage: " + command.program + " " + command.synopsis + "\n";
-  for (std::size_t at = 0; at < command.description.size();) {
-    const std::size_t end = std::min(command.description.find("\n\n", at), command.description.size());
-    text += '\n' + wrap(std::string_view(command.description).substr(at, end - at), width, 0) + '\n';
-    at = end + 2;
-  }
+  for (const std::string& paragraph : paragraphs(command.description)) text += '\n' + wrap(paragraph, width, 0) + '\n';
   std::vector<std::string> groups;
   for (const Option& option : command.options)
     if (std::find(groups.begin(), groups.end(), option.group) == groups.end()) groups.push_back(option.group);
