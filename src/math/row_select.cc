@@ -28,7 +28,7 @@ namespace {
 // Rows up to this long are ranked entry by entry: that is cheaper than a histogram.
 constexpr std::size_t kShortRow = 48;
 // Up to so many entries are ranked by a scan of the row each, more by collecting the members of their buckets. A scan is a tenth of that.
-constexpr std::size_t kFewToRank = 40;
+constexpr std::size_t kFewToRank = 24;
 // What whole vectors may write past the end of a list.
 constexpr std::size_t kPadding = 64;
 
@@ -65,9 +65,10 @@ void count_buckets(std::span<const std::uint32_t> buckets, std::size_t num_bucke
   for (std::size_t b = 0; b < num_buckets; ++b) c0[b] += c1[b] + c2[b] + c3[b];
 }
 
-/// Floats safely below and above p (in (0, 1)), whatever rounding went into it.
-float below(double p) noexcept { return static_cast<float>(p) * (1 - 0x1p-21F); }
-float above(double p) noexcept { return static_cast<float>(p) * (1 + 0x1p-21F); }
+// What makes a float32 surely smaller or larger than the probability that it stands for: that is lowest + slope * rank with five roundings at most,
+// each of 2^-24 of the result, since no term is negative.
+constexpr float kBelow = 1 - 0x1p-21F;
+constexpr float kAbove = 1 + 0x1p-21F;
 
 }  // namespace
 
@@ -98,8 +99,8 @@ void RowRankMask::apply(std::span<float> values, std::span<const float> uniform,
   candidates.resize(length + kPadding);
   const double lowest = length < 2 ? density_ : density_ - epsilon_;
   const double highest = length < 2 ? density_ : density_ + epsilon_;
-  std::size_t num_candidates =
-      HWY_DYNAMIC_DISPATCH(FindCandidates)(values.data(), uniform.data(), length, below(lowest), above(highest), candidates.data());
+  std::size_t num_candidates = HWY_DYNAMIC_DISPATCH(FindCandidates)(values.data(), uniform.data(), length, static_cast<float>(lowest) * kBelow,
+                                                                    static_cast<float>(highest) * kAbove, candidates.data());
   const auto settle = [&](std::uint32_t i, std::uint64_t rank) {
     if (!(static_cast<double>(uniform[i]) < probability(rank, length))) values[i] = 0;
   };
@@ -117,12 +118,15 @@ void RowRankMask::apply(std::span<float> values, std::span<const float> uniform,
   const auto counts = std::span(scratch.counts).first(map.count);
   scratch.keep_below.resize(map.count);
   scratch.drop_from.resize(map.count);
-  const double slope = 2 * epsilon_ / static_cast<double>(length - 1);
-  std::uint32_t rank = 0;
+  scratch.ends.resize(map.count);
+  std::int32_t end = 0;
+  for (std::size_t b = 0; b < map.count; ++b) scratch.ends[b] = end += static_cast<std::int32_t>(counts[b]);
+  const auto lowest_f = static_cast<float>(lowest);
+  const auto slope = static_cast<float>(2 * epsilon_ / static_cast<double>(length - 1));
   for (std::size_t b = 0; b < map.count; ++b) {
-    scratch.keep_below[b] = below(lowest + slope * static_cast<double>(rank));
-    rank += counts[b];
-    scratch.drop_from[b] = above(lowest + slope * (static_cast<double>(rank) - 1));  // of an empty bucket never used
+    const std::int32_t begin = scratch.ends[b] - static_cast<std::int32_t>(counts[b]);
+    scratch.keep_below[b] = (lowest_f + slope * static_cast<float>(begin)) * kBelow;
+    scratch.drop_from[b] = (lowest_f + slope * static_cast<float>(scratch.ends[b])) * kAbove;  // of the rank after its last, near enough
   }
   std::size_t num_open = 0;
   for (std::size_t k = 0; k < num_candidates; ++k) {
@@ -145,11 +149,8 @@ void RowRankMask::apply(std::span<float> values, std::span<const float> uniform,
   auto& next = scratch.next;  // where a bucket's next member goes: its rank, were the bucket in order
   next.assign(map.count, kNotNeeded);
   for (const std::uint32_t i : open) next[buckets[i]] = 0;
-  rank = 0;
-  for (std::size_t b = 0; b < map.count; ++b) {
-    if (next[b] != kNotNeeded) next[b] = rank;
-    rank += counts[b];
-  }
+  for (std::size_t b = 0; b < map.count; ++b)
+    if (next[b] != kNotNeeded) next[b] = static_cast<std::uint32_t>(scratch.ends[b]) - counts[b];
   auto& members = scratch.members;
   members.resize(length);
   for (std::size_t i = 0; i < length; ++i) {

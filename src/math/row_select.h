@@ -38,6 +38,7 @@ class RowRankMask {
     std::vector<std::uint32_t> keys;
     std::vector<std::uint32_t> buckets;  ///< of each entry
     std::vector<std::uint32_t> counts;   ///< of each bucket, four times
+    std::vector<std::int32_t> ends;      ///< of each bucket: the rank after its last
     std::vector<std::uint32_t> next;
     std::vector<float> keep_below;  ///< of each bucket: its entries stay when their number is below this,
     std::vector<float> drop_from;   ///< go when it is not below this, else their rank decides
@@ -46,7 +47,7 @@ class RowRankMask {
     std::vector<std::uint32_t> ranks;
   };
 
-  /// Zeroes what is dropped. values, uniform: [R], R < 2^32 - 1.
+  /// Zeroes what is dropped. values, uniform: [R], R < 2^31.
   void apply(std::span<float> values, std::span<const float> uniform, Scratch& scratch) const;
   /// The same, and divides what stays by its p(r). O(R log R).
   void apply_unbiased(std::span<float> values, std::span<const float> uniform, Scratch& scratch) const;

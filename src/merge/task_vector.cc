@@ -157,9 +157,9 @@ class SparseTaskVectors final : public TensorMerge {
       line_length_ = static_cast<std::uint64_t>(shape[1]);
       for (std::size_t axis = 2; axis < shape.size(); ++axis) line_stride_ *= static_cast<std::uint64_t>(shape[axis]);
     }
-    if (ranks_rows_ && line_length_ >= 0xffffffffU) {
+    if (ranks_rows_ && line_length_ >= 0x80000000U) {
       throw Error(ErrorCode::unsupported,
-                  "tensor '" + context.name + "' has a row of " + std::to_string(line_length_) + " elements to rank, at most 2^32 - 2 are supported",
+                  "tensor '" + context.name + "' has a row of " + std::to_string(line_length_) + " elements to rank, fewer than 2^31 are supported",
                   {.tensor = context.name}, "set density: 1 for this tensor");
     }
     finish_selection();
@@ -247,7 +247,9 @@ class SparseTaskVectors final : public TensorMerge {
     for (std::size_t k = 0; k < vectors_.size(); ++k) {
       const double before = totals[2 * k];
       const double after = totals[2 * k + 1];
-      if (vectors_[k].restores_norm && before >= kSmallestNorm && after >= kSmallestNorm) vectors_[k].factor = static_cast<float>(before / after);
+      if (!vectors_[k].restores_norm || before < kSmallestNorm || after < kSmallestNorm) continue;
+      // Infinite changes have no norm to restore; the result is refused or allowed with them.
+      if (const auto factor = static_cast<float>(before / after); std::isfinite(factor)) vectors_[k].factor = factor;
     }
     sums_pending_ = false;
   }

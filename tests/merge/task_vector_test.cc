@@ -357,6 +357,21 @@ TEST(DellaLinear, refuses_probabilities_outside_zero_and_one_only_where_it_draws
   EXPECT_EQ(make_merge(method, context)->copied_input(), 0U);
 }
 
+TEST(Della, refuses_a_row_too_long_to_rank) {
+  const Method& method = method_named("della");
+  TensorContext context = sized_context(method, {std::int64_t{1} << 31}, 1, 0.5);
+  try {
+    static_cast<void>(make_merge(method, context));
+    FAIL() << "a row of 2^31 was accepted";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::unsupported);
+    EXPECT_EQ(error.place().tensor, "w");
+    EXPECT_THAT(error.message(), HasSubstr("2147483648 elements to rank"));
+  }
+  context.shape = {std::int64_t{1} << 30, 2};
+  EXPECT_NE(make_merge(method, context), nullptr);
+}
+
 TEST(Breadcrumbs, drops_both_ends) {
   const SmallExample example;
   const Method& method = method_named("breadcrumbs");
