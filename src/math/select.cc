@@ -6,6 +6,7 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <mutex>
 #include <string>
 #include <utility>
 
@@ -195,8 +196,11 @@ struct RankSelector::State {
   Phase phase = Phase::done;
   std::uint64_t elements_seen = 0;
 
-  // keep_all: all of them; sample: the sample's. Workers write disjoint parts.
+  // keep_all: all of them; sample: the sample's. Workers write disjoint parts. Allocated when the pass begins, because a job makes the selectors of all
+  // its tensors before it runs the first.
   std::vector<float> magnitudes;
+  std::size_t num_kept = 0;
+  std::mutex allocating;
   std::vector<std::uint64_t> sample_blocks;  ///< ascending
 
   // bracket
@@ -257,7 +261,7 @@ void RankSelector::State::start() {
   if (ranks.empty()) return;
   if (num_elements <= kKeepAll) {
     phase = Phase::keep_all;
-    magnitudes.resize(static_cast<std::size_t>(num_elements));
+    num_kept = static_cast<std::size_t>(num_elements);
     return;
   }
   // About a million elements (half of that of the smallest tensors); of huge ones one block of 64, at most 4 million elements.
@@ -270,7 +274,7 @@ void RankSelector::State::start() {
     const std::uint64_t next = (j + 1) * whole_blocks / wanted;
     sample_blocks.push_back(first + scramble(j ^ (num_elements << 16)) % (next - first));
   }
-  magnitudes.resize(static_cast<std::size_t>(wanted * kBlock));
+  num_kept = static_cast<std::size_t>(wanted * kBlock);
 }
 
 // ---- Everything in memory
@@ -575,7 +579,11 @@ std::unique_ptr<RankSelector::Tally> RankSelector::new_tally() const {
       tally->positions.resize(kBlock + 64);
       break;
     case State::Phase::keep_all:
-    case State::Phase::sample:
+    case State::Phase::sample: {
+      const std::lock_guard lock(state_->allocating);
+      if (state_->magnitudes.empty()) state_->magnitudes.resize(s.num_kept);
+      break;
+    }
     case State::Phase::done:
       break;
   }
