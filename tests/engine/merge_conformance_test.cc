@@ -5,10 +5,10 @@
 #include <cstdlib>
 #include <filesystem>
 #include <iostream>
-#include <map>
 
 #include "math/targets.h"
 #include "support/method_config.h"
+#include "support/read_all.h"
 #include "support/temporary_folder.h"
 #include "weft/weft.h"
 
@@ -16,18 +16,8 @@ namespace weft {
 namespace {
 
 namespace fs = std::filesystem;
-using Tensors = std::map<std::string, std::vector<std::byte>>;
-
-Tensors read_all(const fs::path& folder) {
-  const auto checkpoint = open_checkpoint(folder.string());
-  Tensors all;
-  for (const TensorInfo& t : checkpoint->tensors()) {
-    std::vector<std::byte>& bytes = all[t.name];
-    bytes.resize(t.size_bytes);
-    checkpoint->read_bytes(t, 0, bytes);
-  }
-  return all;
-}
+using testing::read_all;
+using testing::Tensors;
 
 class Conformance : public ::testing::TestWithParam<MethodDescription> {
  protected:

@@ -2,8 +2,8 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
-#include <map>
 
+#include "support/read_all.h"
 #include "support/temporary_folder.h"
 #include "weft/weft.h"
 
@@ -12,19 +12,10 @@ namespace {
 
 namespace fs = std::filesystem;
 using ::testing::HasSubstr;
-using Tensors = std::map<std::string, std::vector<std::byte>>;
+using testing::read_all;
+using testing::Tensors;
 
 std::string model(const char* name) { return (fs::path(WEFT_SOURCE_DIR) / "models" / name).string(); }
-
-Tensors read_all(const fs::path& folder) {
-  const auto checkpoint = open_checkpoint(folder.string());
-  Tensors all;
-  for (const TensorInfo& t : checkpoint->tensors()) {
-    all[t.name].resize(t.size_bytes);
-    checkpoint->read_bytes(t, 0, all[t.name]);
-  }
-  return all;
-}
 
 class MergeMulti : public ::testing::Test {
  protected:
