@@ -11,6 +11,8 @@ add_library(weft_options INTERFACE)
 target_compile_features(weft_options INTERFACE cxx_std_20)
 # Results must not depend on whether a multiply and an add were fused.
 target_compile_options(weft_options INTERFACE -ffp-contract=off)
+# A library that nothing here calls yet, or that this program does not need, must not be loaded at its start.
+target_link_options(weft_options INTERFACE LINKER:--as-needed)
 if(WEFT_ASSERTIONS)
   target_compile_definitions(weft_options INTERFACE WEFT_ASSERTIONS=1)
 endif()

@@ -23,7 +23,7 @@ ORDER = [
 RANK = {layer: rank for rank, layers in enumerate(ORDER) for layer in layers}
 
 # Each belongs into few .cc files; in a header it would be compiled everywhere.
-HEAVY = re.compile(r"(nlohmann|CLI|gtest|gmock|hwy|yaml-cpp|tbb|oneapi|re2|benchmark)/|(xxhash|cblas|lapacke)\.h")
+HEAVY = re.compile(r"(nlohmann|CLI|gtest|gmock|hwy|yaml-cpp|oneapi|re2|benchmark)/|(xxhash|cblas|lapacke|pcre2|utf8proc|zip)\.h")
 
 STANDARD = set(
     """algorithm any array atomic barrier bit bitset cassert cctype cerrno cfenv cfloat charconv chrono cinttypes climits clocale cmath codecvt compare complex
