@@ -42,7 +42,7 @@ struct Option {
 
 /// A command. Its run function owns the variables that its options write into.
 struct Command {
-  std::string name;
+  std::string name;         ///< one word, or two ("edit dump")
   std::string program;      ///< what it is called under: "weft merge", "mergekit-yaml"
   std::string summary;      ///< one line for lists
   std::string synopsis;     ///< what follows the name: "CONFIG OUT [OPTION]..."
@@ -72,7 +72,7 @@ struct Command {
   std::string group_ = "Options";
 };
 
-/// Fills the variables of the command from its arguments (without the command's name). Throws Error invalid_argument, naming the nearest option for a
+/// Fills the variables of the command from its arguments (without the command's name), in the order in which they were written. Throws Error invalid_argument, naming the nearest option for a
 /// misspelt one. Returns false when help was asked for (nothing else was checked then).
 [[nodiscard]] bool parse_arguments(const Command& command, const std::vector<std::string>& arguments);
 
@@ -85,6 +85,8 @@ struct Command {
 
 /// Every command, in the order of the overview; made afresh, since each owns its variables.
 [[nodiscard]] std::vector<Command> all_commands();
+/// What there is under a word that begins commands of two words ("edit dump") and is none itself; empty otherwise.
+[[nodiscard]] std::string family_text(const std::vector<Command>& commands, const std::string& word);
 /// The command of that name. Throws invalid_argument, naming the nearest one.
 [[nodiscard]] const Command& find_command(const std::vector<Command>& commands, const std::string& name);
 

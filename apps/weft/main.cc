@@ -20,14 +20,20 @@ Command help_command() {
   command.name = "help";
   command.family = "Learn";
   command.summary = "explain a command";
-  command.synopsis = "[COMMAND]";
   command.example = "weft help merge";
+  auto second = std::make_shared<std::string>();
+  command.synopsis = "[COMMAND]";
   Option& option = command.positional("COMMAND", *topic, "the command to explain");
   option.required = false;
   option.kind = ValueKind::text;
-  command.run = [topic] {
+  Option& rest = command.positional("SECOND", *second, "the second word of commands that have two");
+  rest.required = false;
+  rest.kind = ValueKind::text;
+  command.run = [topic, second] {
     const std::vector<Command> commands = all_commands();
-    const std::string text = topic->empty() ? overview_text(commands) : help_text(find_command(commands, *topic));
+    const std::string name = second->empty() ? *topic : *topic + " " + *second;
+    const std::string family = family_text(commands, name);
+    const std::string text = topic->empty() ? overview_text(commands) : !family.empty() ? family : help_text(find_command(commands, name));
     std::fputs(text.c_str(), stdout);
     return 0;
   };
@@ -91,10 +97,34 @@ int run(const std::string& program, std::vector<std::string> arguments) {
     std::fputs(overview_text(commands).c_str(), stdout);
     return 0;
   }
+  // A command of two words ("edit dump") goes before the one of its first word.
+  if (!arguments.empty()) {
+    const std::string two_words = name + " " + arguments.front();
+    for (const Command& command : commands) {
+      if (command.name != two_words) continue;
+      arguments.erase(arguments.begin());
+      return run_command(command, arguments);
+    }
+  }
+  const bool wants_help = !arguments.empty() && (arguments.front() == "--help" || arguments.front() == "-h");
+  if (const std::string text = wants_help ? family_text(commands, name) : ""; !text.empty()) {
+    std::fputs(text.c_str(), stdout);
+    return 0;
+  }
   return run_command(find_command(commands, name), arguments);
 }
 
 }  // namespace
+
+std::string family_text(const std::vector<Command>& commands, const std::string& word) {
+  std::string text;
+  for (const Command& command : commands) {
+    if (command.name == word) return "";
+    if (!command.hidden && command.name.starts_with(word + " "))
+      text += "weft " + command.name + " " + command.synopsis + "\n    " + command.summary + "\n";
+  }
+  return text;
+}
 
 const Command& find_command(const std::vector<Command>& commands, const std::string& name) {
   std::vector<std::string> names;
@@ -105,14 +135,19 @@ const Command& find_command(const std::vector<Command>& commands, const std::str
   if (name.starts_with('-'))
     throw Error(ErrorCode::invalid_argument, "the command comes first, got '" + printable(name) + "'", {.key = printable(name)},
                 "usage: weft COMMAND [ARGUMENT]...");
+  if (!family_text(commands, name).empty())
+    throw Error(ErrorCode::invalid_argument, "'" + printable(name) + "' needs to be told what to do", {.key = printable(name)},
+                "these are there:\n" + family_text(commands, name));
   const auto nearest = nearest_name(name, names);
   throw Error(ErrorCode::invalid_argument, "unknown command '" + printable(name) + "'", {.key = printable(name)},
               nearest ? "did you mean " + *nearest + "?" : "'weft help' lists the commands");
 }
 
 std::vector<Command> all_commands() {
-  std::vector<Command> commands = {info_command(),  verify_command(),  diff_command(), convert_command(),
-                                   merge_command(), methods_command(), help_command(), generate_command()};
+  // One a line, so that commands arrive without touching their neighbours.
+  std::vector<Command> commands = {
+      info_command(), verify_command(), diff_command(), convert_command(), merge_command(), methods_command(), help_command(), generate_command(),
+  };
   for (Command& command : commands) command.program = "weft " + command.name;
   return commands;
 }

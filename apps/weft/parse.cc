@@ -20,6 +20,19 @@ namespace {
               nearest ? "did you mean " + *nearest + "?" : "'" + command.program + " --help' lists the options");
 }
 
+void set_value(const Option& option, const std::string& text) {
+  const bool checked = option.kind == ValueKind::choice && !option.names.empty();  // commands check their positionals themselves
+  if (checked && std::find(option.choices.begin(), option.choices.end(), text) == option.choices.end()) {
+    const auto nearest = nearest_name(text, option.choices);
+    throw Error(ErrorCode::invalid_argument, "'" + printable(text) + "' is none of: " + join(option.choices, ", "), {.key = option.long_name()},
+                nearest ? "did you mean " + *nearest + "?" : "");
+  }
+  if (option.value.empty() && text != "true" && text != "false")
+    throw Error(ErrorCode::invalid_argument, option.long_name() + " takes no value, got '" + printable(text) + "'", {.key = option.long_name()},
+                "write " + join(option.all_names(), " or "));
+  option.set(text);
+}
+
 }  // namespace
 
 bool parse_arguments(const Command& command, const std::vector<std::string>& arguments) {
@@ -64,24 +77,20 @@ bool parse_arguments(const Command& command, const std::vector<std::string>& arg
 
   for (std::size_t i = 0; i < parsed.size(); ++i) {
     const Option& option = command.options[i];
-    if (parsed[i]->count() == 0) {
-      if (option.required)
-        throw Error(ErrorCode::invalid_argument, option.long_name() + " is missing", {.key = option.long_name()},
-                    "usage: " + command.program + " " + command.synopsis);
-      continue;
-    }
-    for (const std::string& text : parsed[i]->results()) {
-      const bool checked = option.kind == ValueKind::choice && !option.names.empty();  // commands check their positionals themselves
-      if (checked && std::find(option.choices.begin(), option.choices.end(), text) == option.choices.end()) {
-        const auto nearest = nearest_name(text, option.choices);
-        throw Error(ErrorCode::invalid_argument, "'" + printable(text) + "' is none of: " + join(option.choices, ", "), {.key = option.long_name()},
-                    nearest ? "did you mean " + *nearest + "?" : "");
-      }
-      if (option.value.empty() && text != "true" && text != "false")
-        throw Error(ErrorCode::invalid_argument, option.long_name() + " takes no value, got '" + printable(text) + "'", {.key = option.long_name()},
-                    "write " + join(option.all_names(), " or "));
-      option.set(text);
-    }
+    if (parsed[i]->count() == 0 && option.required)
+      throw Error(ErrorCode::invalid_argument, option.long_name() + " is missing", {.key = option.long_name()},
+                  "usage: " + command.program + " " + command.synopsis);
+  }
+  // In the order of the command line, because for some commands that is part of what is said.
+  std::vector<std::size_t> next(parsed.size(), 0);
+  for (const CLI::Option* given : app.parse_order()) {
+    const auto i = static_cast<std::size_t>(std::find(parsed.begin(), parsed.end(), given) - parsed.begin());
+    if (i == parsed.size()) continue;
+    const Option& option = command.options[i];
+    const std::vector<std::string>& results = parsed[i]->results();
+    // All values of a positional come together.
+    const std::size_t end = option.names.empty() ? results.size() : std::min(next[i] + 1, results.size());
+    for (; next[i] < end; ++next[i]) set_value(option, results[next[i]]);
   }
   return true;
 }
