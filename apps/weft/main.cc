@@ -145,9 +145,20 @@ const Command& find_command(const std::vector<Command>& commands, const std::str
 
 std::vector<Command> all_commands() {
   // One a line, so that commands arrive without touching their neighbours.
+  // clang-format off
   std::vector<Command> commands = {
-      info_command(), verify_command(), diff_command(), convert_command(), merge_command(), methods_command(), help_command(), generate_command(),
+      info_command(),
+      verify_command(),
+      diff_command(),
+      convert_command(),
+      merge_command(),
+      edit_command(),
+      edit_dump_command(),
+      methods_command(),
+      help_command(),
+      generate_command(),
   };
+  // clang-format on
   for (Command& command : commands) command.program = "weft " + command.name;
   return commands;
 }

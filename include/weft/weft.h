@@ -2,6 +2,7 @@
 // The whole public interface.
 #include "weft/checkpoint.h"
 #include "weft/dtype.h"
+#include "weft/edit.h"
 #include "weft/error.h"
 #include "weft/inspect.h"
 #include "weft/job.h"

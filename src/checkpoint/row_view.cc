@@ -11,6 +11,7 @@
 
 #include "base/check.h"
 #include "base/text.h"
+#include "checkpoint/tensor_view.h"
 #include "math/convert.h"
 #include "weft/error.h"
 
@@ -390,6 +391,12 @@ class TensorSelection final : public Checkpoint {
   void check_unchanged() const override {
     for (const auto& checkpoint : checkpoints_) checkpoint->check_unchanged();
   }
+  /// The tensor that this one only renames; nothing where it is cut.
+  [[nodiscard]] std::optional<TensorRef> renamed(const TensorInfo& tensor) const {
+    const std::size_t i = position(tensor);
+    if (tensors_[i].size_bytes != from_[i].tensor->size_bytes || tensors_[i].shape != from_[i].tensor->shape) return std::nullopt;
+    return from_[i];
+  }
 
  private:
   [[nodiscard]] std::size_t position(const TensorInfo& tensor) const {
@@ -452,6 +459,22 @@ std::shared_ptr<const Checkpoint> overlay_tensors(std::shared_ptr<const Checkpoi
   for (const TensorRef& tensor : tensors)
     if (base->find_tensor(tensor.tensor->name) == nullptr) parts.push_back({tensor, tensor.tensor->name, std::nullopt});
   return std::make_shared<TensorSelection>(std::move(parts), *base);
+}
+
+std::shared_ptr<const Checkpoint> select_tensors(const std::vector<NamedTensor>& tensors, const Checkpoint& main) {
+  std::vector<TensorSelection::Part> parts;
+  parts.reserve(tensors.size());
+  for (const NamedTensor& tensor : tensors) parts.push_back({tensor.tensor, tensor.name, std::nullopt});
+  return std::make_shared<TensorSelection>(std::move(parts), main);
+}
+
+TensorRef without_renames(TensorRef tensor) {
+  while (const auto* selection = dynamic_cast<const TensorSelection*>(tensor.checkpoint.get())) {
+    std::optional<TensorRef> behind = selection->renamed(*tensor.tensor);
+    if (!behind) break;
+    tensor = *std::move(behind);
+  }
+  return tensor;
 }
 
 }  // namespace weft

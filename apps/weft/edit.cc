@@ -1,0 +1,140 @@
+#include "weft/edit.h"
+
+#include <fmt/format.h>
+
+#include <memory>
+
+#include "commands.h"
+#include "common.h"
+#include "result.h"
+
+namespace weft::app {
+namespace {
+
+struct Arguments {
+  CommonOptions common;
+  std::string model;
+  std::string output;
+  std::vector<EditOperation> operations;
+};
+
+int run_edit(const Arguments& arguments) {
+  Console console(arguments.common);
+  JobOptions options;
+  console.fill(options);
+  const EditReport report = edit_model(arguments.model, arguments.output, arguments.operations, options);
+  console.finish();
+  if (arguments.common.json) {
+    Json::Array effects;
+    for (const EditEffect& effect : report.effects)
+      effects.emplace_back(
+          Json::Object{{"operation", Json(effect.operation)}, {"num_tensors", Json(effect.num_tensors)}, {"example", text_or_null(effect.example)}});
+    Json document = report_json(report, {});
+    document.set(report.dry_run ? "effects" : "details", report.dry_run ? Json(effects) : Json(Json::Object{{"effects", Json(effects)}}));
+    print_json(document);
+    return 0;
+  }
+  if (arguments.common.quiet && !report.dry_run) return 0;
+  if (report.dry_run)
+    print_plan(report, arguments.common);
+  else
+    print_summary(report, "edited " + arguments.model);
+  for (const EditEffect& effect : report.effects)
+    std::printf("  %s: %s\n", effect.operation.c_str(),
+                fmt::format("{} tensor{}{}", effect.num_tensors, effect.num_tensors == 1 ? "" : "s",
+                            effect.example.empty() ? "" : " (" + effect.example + ")")
+                    .c_str());
+  return 0;
+}
+
+struct DumpArguments {
+  CommonOptions common;
+  std::string model;
+  std::string tensor;
+  std::string file;
+};
+
+int run_dump(const DumpArguments& arguments) {
+  Console console(arguments.common);
+  JobOptions options;
+  console.fill(options);
+  const JobReport report = dump_tensor(arguments.model, arguments.tensor, arguments.file, options);
+  console.finish();
+  if (arguments.common.json) {
+    print_json(report_json(report, {}));
+  } else if (report.dry_run) {
+    print_plan(report, arguments.common);
+  } else if (!arguments.common.quiet) {
+    print_summary(report, "dumped " + arguments.tensor);
+  }
+  return 0;
+}
+
+}  // namespace
+
+Command edit_command() {
+  auto arguments = std::make_shared<Arguments>();
+  Command command;
+  command.name = "edit";
+  command.family = "Make";
+  command.summary = "rename, drop, cast, cut, stack tensors of a model";
+  command.synopsis = "MODEL OUT OPERATION... [OPTION]...";
+  command.description =
+      "The operations are carried out in the order in which they are written, each on what the one before it gives, in one pass from MODEL to OUT. "
+      "OUT is a "
+      "folder, or a single file when its name ends in .safetensors. What is not weights goes along into a folder, and config.json follows where it "
+      "can.\n\n"
+      "A PATTERN is a regular expression that is looked for anywhere in a name: ^ and $ tie it to the ends, a backslash takes a dot literally. One "
+      "that matches "
+      "nothing is an error. --dry-run shows what each operation would do.\n\n"
+      "'weft help edit dump' explains how a tensor is taken out as a NumPy array.";
+  command.example = "weft edit models/tiny-base out/tiny-short --layers 0:1 --cast norm=float32 --dry-run";
+  command.positional("MODEL", arguments->model, kModelHelp);
+  command.positional("OUT", arguments->output, "a folder or a file that does not exist");
+  command.group("Operations, in order");
+  const auto add = [&](const std::string& name, const std::string& value, const std::string& help) {
+    Option& option = command.custom({"--" + name}, value, help, [arguments, name, is_switch = value.empty()](const std::string& text) {
+      if (!is_switch || text == "true") arguments->operations.push_back({name, is_switch ? "" : text});
+    });
+    option.repeated = true;
+  };
+  add("rename", "FROM=TO", "replace the first match of the pattern FROM in every name; \\1 in TO stands for its first group");
+  add("drop", "PATTERN", "leave out the tensors whose names match");
+  add("keep", "PATTERN", "leave out all others");
+  add("cast", "PATTERN=TYPE", "store floating-point tensors as float32, bfloat16, float16, ...");
+  add("transpose", "PATTERN", "exchange the axes of matrices");
+  add("slice", "NAME=RANGES", "take a part: BEGIN:END or BEGIN:END:STEP for each axis, as in 'x=0:100,:'");
+  add("layers", "RANGES", "stack layers: 0:16,8:24 is 0 to 15 and then 8 to 23; config.json follows");
+  add("tie", "", "drop the head; the embedding takes its place");
+  add("untie", "", "give the model a head of its own, a copy of the embedding");
+  add("set", "NAME=FILE.npy", "replace or add a tensor");
+  add_output_options(command, arguments->common);
+  add_job_options(command, arguments->common);
+  add_print_options(command, arguments->common);
+  command.run = [arguments] { return run_edit(*arguments); };
+  return command;
+}
+
+Command edit_dump_command() {
+  auto arguments = std::make_shared<DumpArguments>();
+  Command command;
+  command.name = "edit dump";
+  command.family = "Make";
+  command.summary = "write one tensor as a NumPy array";
+  command.synopsis = "MODEL NAME FILE.npy [OPTION]...";
+  command.description =
+      "Types that NumPy does not know (bfloat16, the eight-bit floats) become float32, which holds their values exactly. 'weft edit --set' takes the "
+      "array back.";
+  command.example = "weft edit dump models/tiny-base model.norm.weight out/norm.npy";
+  command.positional("MODEL", arguments->model, kModelHelp);
+  command.positional("NAME", arguments->tensor, "the tensor, as 'weft info' lists it").kind = ValueKind::text;
+  command.positional("FILE.npy", arguments->file, "the file to write");
+  command.group("Output");
+  command.flag({"--dry-run"}, arguments->common.dry_run, "print the plan and stop");
+  command.flag({"--force"}, arguments->common.force, "replace an existing file");
+  add_print_options(command, arguments->common);
+  command.run = [arguments] { return run_dump(*arguments); };
+  return command;
+}
+
+}  // namespace weft::app

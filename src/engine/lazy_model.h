@@ -1,0 +1,37 @@
+#pragma once
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "edit/operation.h"
+#include "engine/output_job.h"
+#include "weft/checkpoint.h"
+
+// A model that steps are stacked on: tensors as views, and the small files beside them. Nothing is read until it is written.
+namespace weft::engine {
+
+struct LazyModel {
+  std::string name;   ///< as the user wrote it, for plans
+  edit::Model parts;  ///< tensors and config.json
+  bool config_changed = false;
+  std::vector<CompanionFile> companions;                  ///< without config.json, unless that cannot be read as an object
+  std::map<std::string, std::string> metadata;            ///< of the weights' header
+  std::vector<std::shared_ptr<const Checkpoint>> inputs;  ///< opened for it; checked for changes at the end
+  std::vector<std::filesystem::path> input_paths;         ///< must not be the output
+  std::vector<std::string> warnings;
+};
+
+/// Reads headers and config only. Errors: not_found, corrupt, unsupported.
+[[nodiscard]] LazyModel open_lazy_model(std::string_view model);
+
+/// Carries out operations on it. Errors: those of edit::Operation::apply.
+[[nodiscard]] std::vector<edit::Effect> apply_operations(LazyModel& model, const std::vector<std::unique_ptr<edit::Operation>>& operations,
+                                                         const std::vector<edit::Request>& requests);
+
+/// What writes it, to a folder or, for a name that ends in .safetensors, a file. Errors: unsupported for other containers.
+[[nodiscard]] OutputJob output_job_of(LazyModel model, const std::filesystem::path& output);
+
+}  // namespace weft::engine
