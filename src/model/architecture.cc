@@ -519,6 +519,10 @@ int num_layers(const Architecture& architecture, const Json& config) {
   return static_cast<int>(count);
 }
 
+std::map<std::string, std::int64_t, std::less<>> config_numbers(const Architecture& architecture, const Json& config, int layer) {
+  return read_fields(architecture, config, layer);
+}
+
 std::vector<TensorSlot> tensor_slots(const Architecture& architecture, const Json& config, Placement placement, int layer) {
   if (!architecture.listed_in.empty()) return placement == Placement::pre ? listed_slots(architecture, config) : std::vector<TensorSlot>{};
   const Expression::Fields fields = read_fields(architecture, config, layer);
@@ -528,10 +532,13 @@ std::vector<TensorSlot> tensor_slots(const Architecture& architecture, const Jso
     TensorSlot slot;
     slot.placement = placement;
     slot.role = t.role;
+    slot.site = t.site;
+    slot.transposed = t.transposed;
     slot.layer = layer;
     slot.vocabulary_axis = t.vocabulary_axis;
     slot.expected = holds(t.expected_if, fields, config);
     slot.optional = t.optional || !slot.expected;
+    slot.contradicts = !t.optional && !slot.expected;
     slot.shape = evaluate_shape(t.shape, fields, config);
     slot.force_dtype = t.force_dtype;
     if (!t.tied_to.empty())

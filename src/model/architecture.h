@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <span>
 #include <string>
@@ -7,6 +8,7 @@
 #include <vector>
 
 #include "checkpoint/json.h"
+#include "model/forward_rule.h"
 #include "weft/checkpoint.h"
 #include "weft/dtype.h"
 
@@ -51,11 +53,16 @@ enum class Role : std::uint8_t {
 /// "gate_up".
 [[nodiscard]] std::string_view to_string(Role role) noexcept;
 
+/// Where a norm stands: before a part of a block, behind it (before it is added), or behind the sum.
+enum class Site : std::uint8_t { none, embedding, attention_in, attention_out, attention_sum, mlp_in, mlp_out, mlp_sum, final, head_transform };
+
 /// A tensor, or one for each layer and expert, of an architecture.
 struct TensorTemplate {
   std::string name;  ///< with ${layer_index} and ${expert_index}
   Placement placement = Placement::pre;
   Role role = Role::unknown;
+  Site site = Site::none;            ///< of a norm
+  bool transposed = false;           ///< a linear weight stored [in, out]
   std::string shape;                 ///< "vocab, hidden": expressions over the fields; empty: not known from the config
   std::vector<std::string> aliases;  ///< other names for it, in order of preference
   std::string tied_to;               ///< name of the template that stands in when it is absent
@@ -87,6 +94,7 @@ struct Architecture {
   std::vector<std::string> warnings;          ///< of an inferred one
   bool inferred = false;                      ///< made from tensor names
   int num_layers = 0;                         ///< of an inferred one
+  ForwardRule forward;                        ///< how it runs
 };
 
 /// One tensor that a model of some architecture may have.
@@ -98,11 +106,14 @@ struct TensorSlot {
   std::vector<std::string> tied_names;  ///< names (and aliases) of the tensor that stands in when it is absent
   Placement placement = Placement::pre;
   Role role = Role::unknown;
+  Site site = Site::none;
+  bool transposed = false;
   int layer = -1;
   int expert = -1;
   bool vocabulary_axis = false;
   bool optional = false;       ///< for merging: written only if some input has it
   bool expected = true;        ///< a sound checkpoint with this config has it
+  bool contradicts = false;    ///< a checkpoint that has it contradicts this config
   std::optional<Shape> shape;  ///< absent where the config does not tell
   std::optional<DType> force_dtype;
 };
@@ -129,6 +140,8 @@ struct TensorSlot {
 /// The slots of one placement; for Placement::layer those of that layer. Sorted as the table is. Errors: corrupt for config values that make no
 /// sense.
 [[nodiscard]] std::vector<TensorSlot> tensor_slots(const Architecture& architecture, const Json& config, Placement placement, int layer = -1);
+/// The table's numbers for this config: "hidden", "heads", ..., and for a layer also "layer" and "moe_layer". Errors: corrupt.
+[[nodiscard]] std::map<std::string, std::int64_t, std::less<>> config_numbers(const Architecture& architecture, const Json& config, int layer = -1);
 /// All slots: pre-layer, layers 0 to num_layers - 1, post-layer.
 [[nodiscard]] std::vector<TensorSlot> tensor_slots(const Architecture& architecture, const Json& config, int num_layers);
 /// "model.layers.${layer_index}.mlp" with the number in place.

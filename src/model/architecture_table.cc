@@ -56,11 +56,20 @@ struct Layers {
     add(name + ".weight", role, out + ", " + in, "", only);
     if (bias != "0") add(name + ".bias", role, out, bias == "1" ? "" : bias, only);
   }
-  void layer_norm(const std::string& name, const std::string& size) {
-    add(name + ".weight", Role::norm, size);
-    add(name + ".bias", Role::norm, size);
+  void norm(const std::string& name, Site site, const std::string& size) {
+    add(name, Role::norm, size);
+    tensors.back().site = site;
+  }
+  void layer_norm(const std::string& name, Site site, const std::string& size) {
+    norm(name + ".weight", site, size);
+    norm(name + ".bias", site, size);
   }
 };
+
+TensorTemplate norm_at(Site site, TensorTemplate t) {
+  t.site = site;
+  return t;
+}
 
 /// What the decoders of the Llama family differ in.
 struct Decoder {
@@ -74,10 +83,27 @@ struct Decoder {
   std::string o_bias = "0";
   std::string mlp_bias = "0";
   enum class HeadNorm { none, per_head, whole } head_norm = HeadNorm::none;
-  std::vector<std::string> norms = {"input_layernorm", "post_attention_layernorm"};
+  std::vector<std::pair<std::string, Site>> norms = {{"input_layernorm", Site::attention_in}, {"post_attention_layernorm", Site::mlp_in}};
   bool fused = false;  // qkv_proj and gate_up_proj
   enum class Mixture { none, mixtral, qwen2, qwen3 } mixture = Mixture::none;
+  ForwardRule forward = {};
 };
+
+/// A decoder's rule with what the class says when the config does not.
+ForwardRule runs(double norm_eps, double context, ForwardRule rule = {}) {
+  rule.kind = NetworkKind::decoder;
+  if (rule.norm != NormKind::layer) rule.norm_eps = {{"rms_norm_eps"}, norm_eps};
+  rule.context = {{"max_position_embeddings"}, context};
+  return rule;
+}
+
+ForwardRule gemma_rule(ForwardRule rule = {}) {
+  rule.norm = NormKind::rms_plus_one;
+  rule.activation_keys = {"hidden_activation"};
+  rule.activation = "gelu_pytorch_tanh";
+  rule.scales_embedding = true;
+  return rule;
+}
 
 Architecture decoder(const Decoder& d) {
   using HeadNorm = Decoder::HeadNorm;
@@ -89,6 +115,7 @@ Architecture decoder(const Decoder& d) {
   a.layer_count_key = "num_hidden_layers";
   a.tied_by_default = d.tied;
   a.dropped_suffixes = {".rotary_emb.inv_freq"};
+  a.forward = d.forward;
   a.fields = {{"vocab", {"vocab_size"}, {}, {}},
               {"hidden", {"hidden_size"}, {}, {}},
               {"heads", {"num_attention_heads"}, {}, {}},
@@ -111,7 +138,7 @@ Architecture decoder(const Decoder& d) {
 
   a.tensors.push_back(vocabulary(pre("model.embed_tokens.weight", Role::embed, "vocab, hidden")));
   Layers layers{a.tensors, std::string("model.layers.") + kLayer + "."};
-  for (const std::string& norm : d.norms) layers.add(norm + ".weight", Role::norm, "hidden");
+  for (const auto& [norm, site] : d.norms) layers.norm(norm + ".weight", site, "hidden");
   if (d.fused) {
     layers.linear("self_attn.qkv_proj", Role::qkv, "(heads+2*kv_heads)*head_dim", "hidden", "0");
   } else {
@@ -156,7 +183,7 @@ Architecture decoder(const Decoder& d) {
     layers.add("mlp.shared_expert_gate.weight", Role::shared_router, "1, hidden", "", "moe_layer");
   }
 
-  a.tensors.push_back(post("model.norm.weight", Role::norm, "hidden"));
+  a.tensors.push_back(norm_at(Site::final, post("model.norm.weight", Role::norm, "hidden")));
   a.tensors.push_back(tied_head("lm_head.weight", "model.embed_tokens.weight", "vocab, hidden"));
   return a;
 }
@@ -175,26 +202,36 @@ Architecture gpt2() {
   a.layer_count_key = "n_layer";
   a.tied_by_default = true;
   a.dropped_suffixes = {".attn.bias", ".attn.masked_bias"};
-  a.fields = {{"vocab", {"vocab_size"}, {}, {}},
-              {"hidden", {"n_embd", "hidden_size"}, {}, {}},
-              {"positions", {"n_positions", "n_ctx"}, {}, "1024"},
-              {"ffn", {"n_inner"}, "4*hidden", {}}};
+  a.fields = {
+      {"vocab", {"vocab_size"}, {}, {}},    {"hidden", {"n_embd", "hidden_size"}, {}, {}},        {"positions", {"n_positions", "n_ctx"}, {}, "1024"},
+      {"ffn", {"n_inner"}, "4*hidden", {}}, {"heads", {"n_head", "num_attention_heads"}, {}, {}}, {"kv_heads", {}, "heads", {}},
+      {"head_dim", {}, "hidden/heads", {}}};
+  a.forward.kind = NetworkKind::decoder;
+  a.forward.norm = NormKind::layer;
+  a.forward.norm_eps = {{"layer_norm_epsilon"}, 1e-5};
+  a.forward.positions = PositionKind::learned;
+  a.forward.activation_keys = {"activation_function"};
+  a.forward.activation = "gelu_new";
+  a.forward.qkv = QkvLayout::concatenated;
+  a.forward.scale_switches = true;
+  a.forward.context = {{"n_positions", "n_ctx"}, 1024};
   a.tensors = {vocabulary(pre("transformer.wte.weight", Role::embed, "vocab, hidden")),
                pre("transformer.wpe.weight", Role::position, "positions, hidden")};
   Layers layers{a.tensors, std::string("transformer.h.") + kLayer + "."};
-  layers.layer_norm("ln_1", "hidden");
+  layers.layer_norm("ln_1", Site::attention_in, "hidden");
   // GPT-2's linear layers are stored transposed, [in, out].
-  layers.add("attn.c_attn.weight", Role::qkv, "hidden, 3*hidden");
-  layers.add("attn.c_attn.bias", Role::qkv, "3*hidden");
-  layers.add("attn.c_proj.weight", Role::o, "hidden, hidden");
-  layers.add("attn.c_proj.bias", Role::o, "hidden");
-  layers.layer_norm("ln_2", "hidden");
-  layers.add("mlp.c_fc.weight", Role::up, "hidden, ffn");
-  layers.add("mlp.c_fc.bias", Role::up, "ffn");
-  layers.add("mlp.c_proj.weight", Role::down, "ffn, hidden");
-  layers.add("mlp.c_proj.bias", Role::down, "hidden");
-  a.tensors.push_back(post("transformer.ln_f.weight", Role::norm, "hidden"));
-  a.tensors.push_back(post("transformer.ln_f.bias", Role::norm, "hidden"));
+  const auto transposed = [&layers](const std::string& name, Role role, const std::string& in, const std::string& out) {
+    layers.add(name + ".weight", role, in + ", " + out);
+    layers.tensors.back().transposed = true;
+    layers.add(name + ".bias", role, out);
+  };
+  transposed("attn.c_attn", Role::qkv, "hidden", "3*hidden");
+  transposed("attn.c_proj", Role::o, "hidden", "hidden");
+  layers.layer_norm("ln_2", Site::mlp_in, "hidden");
+  transposed("mlp.c_fc", Role::up, "hidden", "ffn");
+  transposed("mlp.c_proj", Role::down, "ffn", "hidden");
+  a.tensors.push_back(norm_at(Site::final, post("transformer.ln_f.weight", Role::norm, "hidden")));
+  a.tensors.push_back(norm_at(Site::final, post("transformer.ln_f.bias", Role::norm, "hidden")));
   a.tensors.push_back(tied_head("lm_head.weight", "transformer.wte.weight", "vocab, hidden"));
   allow_without_prefix(a, "transformer.");
   return a;
@@ -208,20 +245,28 @@ Architecture gpt_neox() {
   a.layer_count_key = "num_hidden_layers";
   a.tied_by_default = false;
   a.dropped_suffixes = {".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq"};
-  a.fields = {{"vocab", {"vocab_size"}, {}, {}},
-              {"hidden", {"hidden_size"}, {}, {}},
-              {"ffn", {"intermediate_size"}, {}, {}},
-              {"attention_bias", {"attention_bias"}, "1", {}}};
+  a.fields = {{"vocab", {"vocab_size"}, {}, {}},          {"hidden", {"hidden_size"}, {}, {}},
+              {"ffn", {"intermediate_size"}, {}, {}},     {"attention_bias", {"attention_bias"}, "1", {}},
+              {"heads", {"num_attention_heads"}, {}, {}}, {"kv_heads", {}, "heads", {}},
+              {"head_dim", {}, "hidden/heads", {}}};
+  a.forward.kind = NetworkKind::decoder;
+  a.forward.norm = NormKind::layer;
+  a.forward.norm_eps = {{"layer_norm_eps"}, 1e-5};
+  a.forward.rope_theta = {{"rotary_emb_base", "rope_theta"}, 10'000};
+  a.forward.rotary_share = {{"rotary_pct", "partial_rotary_factor"}, 0.25};
+  a.forward.activation = "gelu";
+  a.forward.qkv = QkvLayout::per_head;
+  a.forward.parallel = true;
   a.tensors = {vocabulary(pre("gpt_neox.embed_in.weight", Role::embed, "vocab, hidden"))};
   Layers layers{a.tensors, std::string("gpt_neox.layers.") + kLayer + "."};
-  layers.layer_norm("input_layernorm", "hidden");
-  layers.layer_norm("post_attention_layernorm", "hidden");
+  layers.layer_norm("input_layernorm", Site::attention_in, "hidden");
+  layers.layer_norm("post_attention_layernorm", Site::mlp_in, "hidden");
   layers.linear("attention.query_key_value", Role::qkv, "3*hidden", "hidden", "attention_bias");
   layers.linear("attention.dense", Role::o, "hidden", "hidden", "attention_bias");
   layers.linear("mlp.dense_h_to_4h", Role::up, "ffn", "hidden", "1");
   layers.linear("mlp.dense_4h_to_h", Role::down, "hidden", "ffn", "1");
-  a.tensors.push_back(post("gpt_neox.final_layer_norm.weight", Role::norm, "hidden"));
-  a.tensors.push_back(post("gpt_neox.final_layer_norm.bias", Role::norm, "hidden"));
+  a.tensors.push_back(norm_at(Site::final, post("gpt_neox.final_layer_norm.weight", Role::norm, "hidden")));
+  a.tensors.push_back(norm_at(Site::final, post("gpt_neox.final_layer_norm.bias", Role::norm, "hidden")));
   a.tensors.push_back(tied_head("embed_out.weight", "gpt_neox.embed_in.weight", "vocab, hidden"));
   return a;
 }
@@ -233,14 +278,22 @@ Architecture bert() {
   a.model_types = {"bert"};
   a.layer_count_key = "num_hidden_layers";
   a.tied_by_default = true;
-  a.fields = {{"vocab", {"vocab_size"}, {}, {}},       {"hidden", {"hidden_size"}, {}, {}},
-              {"ffn", {"intermediate_size"}, {}, {}},  {"positions", {"max_position_embeddings"}, "512", {}},
-              {"types", {"type_vocab_size"}, "2", {}}, {"labels", {"#id2label", "num_labels"}, "2", {}}};
+  a.fields = {{"vocab", {"vocab_size"}, {}, {}},          {"hidden", {"hidden_size"}, {}, {}},
+              {"ffn", {"intermediate_size"}, {}, {}},     {"positions", {"max_position_embeddings"}, "512", {}},
+              {"types", {"type_vocab_size"}, "2", {}},    {"labels", {"#id2label", "num_labels"}, "2", {}},
+              {"heads", {"num_attention_heads"}, {}, {}}, {"kv_heads", {}, "heads", {}},
+              {"head_dim", {}, "hidden/heads", {}}};
+  a.forward.kind = NetworkKind::encoder;
+  a.forward.norm = NormKind::layer;
+  a.forward.norm_eps = {{"layer_norm_eps"}, 1e-12};
+  a.forward.positions = PositionKind::learned;
+  a.forward.activation = "gelu";
+  a.forward.context = {{"max_position_embeddings"}, 512};
   a.tensors = {vocabulary(pre("bert.embeddings.word_embeddings.weight", Role::embed, "vocab, hidden")),
                pre("bert.embeddings.position_embeddings.weight", Role::position, "positions, hidden"),
                pre("bert.embeddings.token_type_embeddings.weight", Role::token_type, "types, hidden"),
-               pre("bert.embeddings.LayerNorm.weight", Role::norm, "hidden"),
-               pre("bert.embeddings.LayerNorm.bias", Role::norm, "hidden"),
+               norm_at(Site::embedding, pre("bert.embeddings.LayerNorm.weight", Role::norm, "hidden")),
+               norm_at(Site::embedding, pre("bert.embeddings.LayerNorm.bias", Role::norm, "hidden")),
                optional(pre("bert.embeddings.position_ids", Role::buffer, "1, positions"))};
   a.tensors.back().force_dtype = DType::i64;
   Layers layers{a.tensors, std::string("bert.encoder.layer.") + kLayer + "."};
@@ -248,18 +301,18 @@ Architecture bert() {
   layers.linear("attention.self.key", Role::k, "hidden", "hidden", "1");
   layers.linear("attention.self.value", Role::v, "hidden", "hidden", "1");
   layers.linear("attention.output.dense", Role::o, "hidden", "hidden", "1");
-  layers.layer_norm("attention.output.LayerNorm", "hidden");
+  layers.layer_norm("attention.output.LayerNorm", Site::attention_sum, "hidden");
   layers.linear("intermediate.dense", Role::up, "ffn", "hidden", "1");
   layers.linear("output.dense", Role::down, "hidden", "ffn", "1");
-  layers.layer_norm("output.LayerNorm", "hidden");
+  layers.layer_norm("output.LayerNorm", Site::mlp_sum, "hidden");
   // Which of these exist depends on what the network was saved for.
   const std::vector<TensorTemplate> heads = {
       post("bert.pooler.dense.weight", Role::pooler, "hidden, hidden"),
       post("bert.pooler.dense.bias", Role::pooler, "hidden"),
       post("cls.predictions.transform.dense.weight", Role::head_transform, "hidden, hidden"),
       post("cls.predictions.transform.dense.bias", Role::head_transform, "hidden"),
-      post("cls.predictions.transform.LayerNorm.weight", Role::norm, "hidden"),
-      post("cls.predictions.transform.LayerNorm.bias", Role::norm, "hidden"),
+      norm_at(Site::head_transform, post("cls.predictions.transform.LayerNorm.weight", Role::norm, "hidden")),
+      norm_at(Site::head_transform, post("cls.predictions.transform.LayerNorm.bias", Role::norm, "hidden")),
       vocabulary(post("cls.predictions.bias", Role::head, "vocab")),
       tied_head("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight", "vocab, hidden"),
       tied_head("cls.predictions.decoder.bias", "cls.predictions.bias", "vocab"),
@@ -303,16 +356,16 @@ Architecture vit() {
                pre("vit.embeddings.patch_embeddings.projection.weight", Role::patch, "hidden, channels, patch, patch"),
                pre("vit.embeddings.patch_embeddings.projection.bias", Role::patch, "hidden")};
   Layers layers{a.tensors, std::string("vit.encoder.layer.") + kLayer + "."};
-  layers.layer_norm("layernorm_before", "hidden");
+  layers.layer_norm("layernorm_before", Site::attention_in, "hidden");
   layers.linear("attention.attention.query", Role::q, "hidden", "hidden", "qkv_bias");
   layers.linear("attention.attention.key", Role::k, "hidden", "hidden", "qkv_bias");
   layers.linear("attention.attention.value", Role::v, "hidden", "hidden", "qkv_bias");
   layers.linear("attention.output.dense", Role::o, "hidden", "hidden", "1");
-  layers.layer_norm("layernorm_after", "hidden");
+  layers.layer_norm("layernorm_after", Site::mlp_in, "hidden");
   layers.linear("intermediate.dense", Role::up, "ffn", "hidden", "1");
   layers.linear("output.dense", Role::down, "hidden", "ffn", "1");
-  a.tensors.push_back(post("vit.layernorm.weight", Role::norm, "hidden"));
-  a.tensors.push_back(post("vit.layernorm.bias", Role::norm, "hidden"));
+  a.tensors.push_back(norm_at(Site::final, post("vit.layernorm.weight", Role::norm, "hidden")));
+  a.tensors.push_back(norm_at(Site::final, post("vit.layernorm.bias", Role::norm, "hidden")));
   a.tensors.push_back(optional(post("vit.pooler.dense.weight", Role::pooler, "hidden, hidden")));
   a.tensors.push_back(optional(post("vit.pooler.dense.bias", Role::pooler, "hidden")));
   a.tensors.push_back(optional(post("classifier.weight", Role::classifier, "labels, hidden")));
@@ -326,6 +379,7 @@ Architecture mlp() {
   Architecture a;
   a.name = "mlp";
   a.model_types = {"mlp"};
+  a.forward.kind = NetworkKind::perceptron;
   a.layer_count_key = "layer_sizes";
   a.tied_by_default = false;
   Layers layers{a.tensors, std::string("layers.") + kLayer + "."};
@@ -339,6 +393,7 @@ Architecture cnn() {
   Architecture a;
   a.name = "cnn";
   a.model_types = {"cnn"};
+  a.forward.kind = NetworkKind::steps;
   a.listed_in = "layers";
   a.tied_by_default = false;
   return a;
@@ -349,8 +404,10 @@ Architecture cnn() {
 std::span<const Architecture> architectures() {
   using HeadNorm = Decoder::HeadNorm;
   using Mixture = Decoder::Mixture;
-  static const std::vector<std::string> kGemmaNorms = {"input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm",
-                                                       "post_feedforward_layernorm"};
+  static const std::vector<std::pair<std::string, Site>> kGemmaNorms = {{"input_layernorm", Site::attention_in},
+                                                                        {"post_attention_layernorm", Site::attention_out},
+                                                                        {"pre_feedforward_layernorm", Site::mlp_in},
+                                                                        {"post_feedforward_layernorm", Site::mlp_out}};
   static const std::vector<Architecture> kArchitectures = {
       bert(),
       cnn(),
@@ -361,7 +418,8 @@ std::span<const Architecture> architectures() {
                .kv_heads_absent = "16",
                .head_dim_absent = "256",
                .qkv_bias = "attention_bias",
-               .o_bias = "attention_bias"}),
+               .o_bias = "attention_bias",
+               .forward = runs(1e-6, 8192, gemma_rule())}),
       decoder({.name = "gemma2",
                .classes = {"Gemma2ForCausalLM"},
                .model_types = {"gemma2"},
@@ -370,7 +428,13 @@ std::span<const Architecture> architectures() {
                .head_dim_absent = "256",
                .qkv_bias = "attention_bias",
                .o_bias = "attention_bias",
-               .norms = kGemmaNorms}),
+               .norms = kGemmaNorms,
+               .forward = runs(1e-6, 8192,
+                               gemma_rule({.window = WindowRule::even_layers,
+                                           .window_absent = 4096,
+                                           .query_scalar = {{"query_pre_attn_scalar"}, 256},
+                                           .score_cap = {{"attn_logit_softcapping"}, 50},
+                                           .logit_cap = {{"final_logit_softcapping"}, 30}}))}),
       // The text model alone. Gemma3ForConditionalGeneration nests it under `text_config` and prefixes its names beside a vision tower; it is
       // not in the table, and its tensors are found by their names.
       decoder({.name = "gemma3",
@@ -382,7 +446,15 @@ std::span<const Architecture> architectures() {
                .qkv_bias = "attention_bias",
                .o_bias = "attention_bias",
                .head_norm = HeadNorm::per_head,
-               .norms = kGemmaNorms}),
+               .norms = kGemmaNorms,
+               .forward = runs(1e-6, 131'072,
+                               gemma_rule({.rope_theta = {{"rope_theta"}, 1e6},
+                                           .local_rope_theta = {{"rope_local_base_freq"}, 10'000},
+                                           .window = WindowRule::pattern,
+                                           .window_absent = 4096,
+                                           .query_scalar = {{"query_pre_attn_scalar"}, 256},
+                                           .score_cap = {{"attn_logit_softcapping"}, 0},
+                                           .logit_cap = {{"final_logit_softcapping"}, 0}}))}),
       gpt2(),
       gpt_neox(),
       decoder({.name = "llama",
@@ -390,10 +462,21 @@ std::span<const Architecture> architectures() {
                .model_types = {"llama"},
                .qkv_bias = "attention_bias",
                .o_bias = "attention_bias",
-               .mlp_bias = "mlp_bias"}),
-      decoder({.name = "mistral", .classes = {"MistralForCausalLM"}, .model_types = {"mistral"}, .kv_heads_absent = "8"}),
-      decoder(
-          {.name = "mixtral", .classes = {"MixtralForCausalLM"}, .model_types = {"mixtral"}, .kv_heads_absent = "8", .mixture = Mixture::mixtral}),
+               .mlp_bias = "mlp_bias",
+               .forward = runs(1e-6, 2048)}),
+      decoder({.name = "mistral",
+               .classes = {"MistralForCausalLM"},
+               .model_types = {"mistral"},
+               .kv_heads_absent = "8",
+               .forward = runs(1e-6, 131'072, {.window = WindowRule::every_layer, .window_absent = 4096})}),
+      decoder({.name = "mixtral",
+               .classes = {"MixtralForCausalLM"},
+               .model_types = {"mixtral"},
+               .kv_heads_absent = "8",
+               .mixture = Mixture::mixtral,
+               .forward = runs(
+                   1e-5, 131'072,
+                   {.rope_theta = {{"rope_theta"}, 1e6}, .window = WindowRule::every_layer, .experts_per_token = {{"num_experts_per_tok"}, 2}})}),
       mlp(),
       decoder({.name = "olmo2",
                .classes = {"Olmo2ForCausalLM"},
@@ -401,15 +484,30 @@ std::span<const Architecture> architectures() {
                .qkv_bias = "attention_bias",
                .o_bias = "attention_bias",
                .head_norm = HeadNorm::whole,
-               .norms = {"post_attention_layernorm", "post_feedforward_layernorm"}}),
-      decoder({.name = "phi3", .classes = {"Phi3ForCausalLM"}, .model_types = {"phi3"}, .fused = true}),
-      decoder({.name = "qwen2", .classes = {"Qwen2ForCausalLM"}, .model_types = {"qwen2"}, .kv_heads_absent = "32", .qkv_bias = "1"}),
+               .norms = {{"post_attention_layernorm", Site::attention_out}, {"post_feedforward_layernorm", Site::mlp_out}},
+               .forward = runs(1e-5, 2048)}),
+      decoder({.name = "phi3",
+               .classes = {"Phi3ForCausalLM"},
+               .model_types = {"phi3"},
+               .fused = true,
+               .forward = runs(1e-5, 4096, {.qkv = QkvLayout::concatenated, .window = WindowRule::every_layer})}),
+      decoder({.name = "qwen2",
+               .classes = {"Qwen2ForCausalLM"},
+               .model_types = {"qwen2"},
+               .kv_heads_absent = "32",
+               .qkv_bias = "1",
+               .forward = runs(1e-6, 32'768, {.window = WindowRule::switched_from_layer, .window_absent = 4096})}),
       decoder({.name = "qwen2_moe",
                .classes = {"Qwen2MoeForCausalLM"},
                .model_types = {"qwen2_moe"},
                .kv_heads_absent = "16",
                .qkv_bias = "qkv_bias",
-               .mixture = Mixture::qwen2}),
+               .mixture = Mixture::qwen2,
+               .forward = runs(1e-6, 32'768,
+                               {.window = WindowRule::switched,
+                                .window_absent = 4096,
+                                .experts_per_token = {{"num_experts_per_tok"}, 4},
+                                .renormalise_key = "norm_topk_prob"})}),
       decoder({.name = "qwen3",
                .classes = {"Qwen3ForCausalLM"},
                .model_types = {"qwen3"},
@@ -417,7 +515,8 @@ std::span<const Architecture> architectures() {
                .head_dim_absent = "128",
                .qkv_bias = "attention_bias",
                .o_bias = "attention_bias",
-               .head_norm = HeadNorm::per_head}),
+               .head_norm = HeadNorm::per_head,
+               .forward = runs(1e-6, 32'768, {.window = WindowRule::switched_from_layer, .window_absent = 4096})}),
       decoder({.name = "qwen3_moe",
                .classes = {"Qwen3MoeForCausalLM"},
                .model_types = {"qwen3_moe"},
@@ -425,7 +524,12 @@ std::span<const Architecture> architectures() {
                .qkv_bias = "attention_bias",
                .o_bias = "attention_bias",
                .head_norm = HeadNorm::per_head,
-               .mixture = Mixture::qwen3}),
+               .mixture = Mixture::qwen3,
+               .forward = runs(1e-6, 32'768,
+                               {.window = WindowRule::switched,
+                                .window_absent = 4096,
+                                .experts_per_token = {{"num_experts_per_tok"}, 8},
+                                .renormalise_key = "norm_topk_prob"})}),
       vit(),
   };
   return kArchitectures;

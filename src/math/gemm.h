@@ -1,0 +1,28 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+// Matrix products on one thread, through oneDNN, which is loaded when the first product is asked for (its 40 MB would otherwise weigh on every
+// start); without it, plain loops. Class C: the order of a sum is the library's choice for the shape, never that of threads, since each call is one
+// unit of work.
+namespace weft::math {
+
+/// out[i, j] = sum_k a[i, k] b[j, k]. a: [m, k], b: [n, k], out: [m, n]; rows are lda, ldb, ldo elements apart.
+void gemm_nt(std::size_t m, std::size_t n, std::size_t k, const float* a, std::size_t lda, const float* b, std::size_t ldb, float* out,
+             std::size_t ldo);
+/// out[i, j] = sum_k a[i, k] b[k, j]. b: [k, n].
+void gemm_nn(std::size_t m, std::size_t n, std::size_t k, const float* a, std::size_t lda, const float* b, std::size_t ldb, float* out,
+             std::size_t ldo);
+
+/// Whether products of bfloat16 are the faster ones here: where the CPU has matrix units for them (AMX). Its vector instructions for bfloat16 are
+/// slower than float32's on the machines measured. WEFT_GEMM=bf16 or float32 decides otherwise.
+[[nodiscard]] bool prefers_bf16_products();
+/// gemm_nt of bfloat16 numbers with sums in float32.
+void gemm_bf16_nt(std::size_t m, std::size_t n, std::size_t k, const std::uint16_t* a, std::size_t lda, const std::uint16_t* b, std::size_t ldb,
+                  float* out, std::size_t ldo);
+
+/// "oneDNN 2.6.0 (avx512_core_bf16)", or why there is none.
+[[nodiscard]] std::string gemm_library();
+
+}  // namespace weft::math

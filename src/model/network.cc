@@ -1,0 +1,552 @@
+#include "model/network.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <optional>
+#include <utility>
+
+#include "base/budget.h"
+#include "base/check.h"
+#include "base/text.h"
+#include "math/convert.h"
+#include "math/neural.h"
+#include "weft/error.h"
+
+namespace weft::model {
+namespace {
+
+/// Rows that go through a block together: enough for a GEMM to run at its speed, few enough that what lies between its layers stays small.
+constexpr std::size_t kSliceRows = 512;
+constexpr std::size_t kRowsAUnit = 32;
+
+/// Cosines and sines of one way to turn, for each row of a run.
+struct Turns {
+  std::size_t half = 0;
+  std::vector<float> cosine, sine;  ///< [rows, half]
+};
+
+/// Tokens of one chunk within a slice.
+struct Piece {
+  std::size_t chunk = 0, first_token = 0, num_tokens = 0;
+};
+struct Slice {
+  std::size_t first_row = 0, num_rows = 0;
+  std::vector<Piece> pieces;
+};
+
+/// Memory of one block's run, kept from block to block.
+struct Scratch {
+  std::vector<float> normed, qkv, mixed, branch, branch2, hidden, router, gathered, expert_out;
+};
+
+float* grown(std::vector<float>& buffer, std::size_t size) {
+  if (buffer.size() < size) buffer.resize(size);
+  return buffer.data();
+}
+
+}  // namespace
+
+std::uint64_t SequenceState::size_bytes() const noexcept {
+  std::uint64_t total = 0;
+  for (const auto& layer : layers_) total += layer->size_bytes();
+  return total;
+}
+
+void NetworkTap::embedding(const Rows&) {}
+void NetworkTap::linear_input(int, Role, int, std::size_t, const Rows&) {}
+void NetworkTap::block_output(int, const Rows&) {}
+MixerTap* NetworkTap::mixer(int) { return nullptr; }
+
+struct Network::State {
+  NetworkConfig config;
+  NetworkOptions options;
+  ThreadTeam team;
+  std::optional<WeightReader> reader;
+  std::vector<std::string> warnings;
+  std::vector<std::unique_ptr<Mixer>> mixers;  ///< one a layer
+  bool resident = true;
+  std::uint64_t total_bytes = 0;
+
+  // What is in memory.
+  std::optional<InputWeights> input_read;
+  std::optional<OutputWeights> output_read;
+  std::vector<std::optional<BlockWeights>> blocks;
+  std::optional<BlockWeights> one_block;  ///< when not all stay
+  Scratch scratch;
+
+  State(std::shared_ptr<const Checkpoint> checkpoint, const Json& json, const NetworkOptions& given)
+      : config(read_network_config(json)), options(given), team(given.threads) {
+    if (config.kind != NetworkKind::decoder && config.kind != NetworkKind::encoder)
+      throw Error(ErrorCode::invalid_argument, fmt::format("a model of the type {} reads images, not tokens", config.architecture->name),
+                  {.key = "model_type"}, "'weft eval MODEL --images F --labels F' runs it");
+    reader.emplace(std::move(checkpoint), json, config, options.precision);
+    warnings = config.warnings;
+    warnings.insert(warnings.end(), reader->warnings().begin(), reader->warnings().end());
+    for (const LayerConfig& layer : config.layers) {
+      SoftmaxAttentionOptions attention;
+      attention.heads = static_cast<std::size_t>(config.heads);
+      attention.key_heads = static_cast<std::size_t>(config.kv_heads);
+      attention.head_dim = static_cast<std::size_t>(config.head_dim);
+      attention.scale = static_cast<float>(layer.score_scale);
+      attention.cap = static_cast<float>(config.score_cap);
+      attention.window = layer.window;
+      attention.causal = config.kind == NetworkKind::decoder;
+      mixers.push_back(make_softmax_attention(attention));
+    }
+    blocks.resize(config.layers.size());
+    admit();
+  }
+
+  /// Decides whether the weights stay; refuses what can never fit.
+  void admit() {
+    const std::uint64_t budget = MemoryBudget(options.memory_bytes).limit_bytes();
+    const std::uint64_t ends = reader->input_bytes() + reader->output_bytes();
+    std::uint64_t largest = 0;
+    total_bytes = ends;
+    for (std::size_t i = 0; i < config.layers.size(); ++i) {
+      largest = std::max(largest, reader->block_bytes(i));
+      total_bytes += reader->block_bytes(i);
+    }
+    resident = total_bytes <= budget;
+    if (resident) return;
+    if (const std::uint64_t least = ends + largest; least > budget)
+      throw Error(
+          ErrorCode::out_of_memory,
+          fmt::format("the embedding, the head and one block take {} in memory, but the budget is {}", format_size(least), format_size(budget)),
+          {.file = reader->checkpoint().path().string()}, "raise it with --memory");
+    warnings.push_back(fmt::format("the weights take {} and the budget is {}: blocks are read anew each time; --memory raises it",
+                                   format_size(total_bytes), format_size(budget)));
+  }
+
+  const InputWeights& input_weights() {
+    if (!input_read) input_read = reader->input(team);
+    return *input_read;
+  }
+  const OutputWeights& output_weights() {
+    if (!output_read) output_read = reader->output(team);
+    return *output_read;
+  }
+  const BlockWeights& block_weights(std::size_t layer) {
+    std::optional<BlockWeights>& place = resident ? blocks[layer] : one_block;
+    if (resident && place) return *place;
+    place.reset();
+    place = reader->block(layer, team);
+    if (!resident) reader->will_read_block(layer + 1 < blocks.size() ? layer + 1 : 0);
+    return *place;
+  }
+
+  // ---- Rows
+
+  template <class F>
+  void for_rows(std::size_t num_rows, const F& body) {
+    const std::size_t a_unit = num_rows <= 8 ? num_rows : kRowsAUnit;
+    team.for_each((num_rows + a_unit - 1) / std::max<std::size_t>(a_unit, 1), [&](std::size_t unit, int) {
+      for (std::size_t r = unit * a_unit; r < std::min(num_rows, unit * a_unit + a_unit); ++r) body(r);
+    });
+  }
+
+  void norm_row(const NormWeights& norm, const float* x, float* out, std::size_t n) const {
+    if (config.norm == NormKind::layer)
+      math::layer_norm(x, norm.weight.data(), norm.bias.empty() ? nullptr : norm.bias.data(), config.norm_eps, out, n);
+    else
+      math::rms_norm(x, norm.weight.data(), config.norm == NormKind::rms_plus_one ? 1.0F : 0.0F, config.norm_eps, out, n);
+  }
+  void norm_rows(const NormWeights& norm, const float* x, float* out, std::size_t num_rows) {
+    const auto n = static_cast<std::size_t>(config.hidden);
+    for_rows(num_rows, [&](std::size_t r) { norm_row(norm, x + r * n, out + r * n, n); });
+  }
+  void apply(const Linear& linear, const float* x, std::size_t num_rows, float* out) {
+    apply_linear(linear, x, linear.columns, num_rows, out, linear.rows, options.precision, team);
+  }
+
+  // ---- Embedding
+
+  void check_tokens(std::span<const TokenChunk> chunks) const {
+    for (const TokenChunk& chunk : chunks) {
+      if (chunk.ids.empty()) throw Error(ErrorCode::invalid_argument, "a sequence has no tokens", {}, "give each at least one token");
+      for (const std::uint32_t id : chunk.ids)
+        if (static_cast<std::int64_t>(id) >= config.vocab)
+          throw Error(ErrorCode::invalid_argument, fmt::format("token id {} is not below {}, the size of the model's vocabulary", id, config.vocab),
+                      {.key = "vocab_size"}, "the ids must come from this model's own tokenizer");
+      for (const std::uint32_t type : chunk.types)
+        if (static_cast<std::int64_t>(type) >= config.types)
+          throw Error(ErrorCode::invalid_argument, fmt::format("token type {} is not below {}, the number of types", type, config.types), {}, "");
+      if (!chunk.types.empty() && chunk.types.size() != chunk.ids.size())
+        throw Error(ErrorCode::invalid_argument, fmt::format("{} token types for {} tokens", chunk.types.size(), chunk.ids.size()), {}, "");
+      const std::int64_t begin = chunk.state == nullptr ? 0 : chunk.state->num_tokens_;
+      const std::int64_t end = begin + static_cast<std::int64_t>(chunk.ids.size());
+      if (config.positions == PositionKind::learned && end > config.context)
+        throw Error(ErrorCode::invalid_argument, fmt::format("{} tokens, but the model has learned {} positions", end, config.context), {},
+                    "give it shorter texts");
+    }
+  }
+
+  std::vector<float> embed(std::span<const TokenChunk> chunks, std::size_t num_rows) {
+    const auto hidden = static_cast<std::size_t>(config.hidden);
+    const InputWeights& weights = input_weights();
+    std::vector<float> x(num_rows * hidden);
+    std::vector<float> row(hidden);
+    std::size_t r = 0;
+    for (const TokenChunk& chunk : chunks) {
+      const auto begin = static_cast<std::size_t>(chunk.state == nullptr ? 0 : chunk.state->num_tokens_);
+      for (std::size_t t = 0; t < chunk.ids.size(); ++t, ++r) {
+        float* out = x.data() + r * hidden;
+        weights.embedding.read_row(chunk.ids[t], out);
+        if (config.embedding_scale != 1)
+          for (std::size_t i = 0; i < hidden; ++i) out[i] *= static_cast<float>(config.embedding_scale);
+        if (weights.types.is_there()) {
+          weights.types.read_row(chunk.types.empty() ? 0 : chunk.types[t], row.data());
+          math::add_to(row.data(), out, hidden);
+        }
+        if (weights.positions.is_there()) {
+          weights.positions.read_row(begin + t, row.data());
+          math::add_to(row.data(), out, hidden);
+        }
+        if (weights.norm.is_there()) norm_row(weights.norm, out, out, hidden);
+      }
+    }
+    return x;
+  }
+
+  std::vector<Turns> turns(std::span<const TokenChunk> chunks, std::size_t num_rows) {
+    std::vector<Turns> all;
+    for (const RopeConfig& rope : config.ropes) {
+      Turns& turn = all.emplace_back();
+      turn.half = static_cast<std::size_t>(rope.dims) / 2;
+      turn.cosine.resize(num_rows * turn.half);
+      turn.sine.resize(num_rows * turn.half);
+      std::vector<float> inverse;
+      std::size_t first_row = 0;
+      for (const TokenChunk& chunk : chunks) {
+        const std::int64_t begin = chunk.state == nullptr ? 0 : chunk.state->num_tokens_;
+        if (inverse.empty() || rope.depends_on_length()) inverse = inverse_frequencies(rope, begin + static_cast<std::int64_t>(chunk.ids.size()));
+        for_rows(chunk.ids.size(), [&](std::size_t t) {
+          const auto position = static_cast<float>(begin + static_cast<std::int64_t>(t));
+          for (std::size_t j = 0; j < turn.half; ++j) {
+            const auto angle = static_cast<double>(position * inverse[j]);
+            turn.cosine[(first_row + t) * turn.half + j] = static_cast<float>(std::cos(angle) * rope.attention_factor);
+            turn.sine[(first_row + t) * turn.half + j] = static_cast<float>(std::sin(angle) * rope.attention_factor);
+          }
+        });
+        first_row += chunk.ids.size();
+      }
+    }
+    return all;
+  }
+
+  // ---- One block
+
+  struct Pass {
+    std::span<const TokenChunk> chunks;
+    std::vector<SequenceState*> states;
+    const std::vector<Turns>* turns = nullptr;
+    NetworkTap* tap = nullptr;
+  };
+
+  void attention(const BlockWeights& block, std::size_t layer, const Slice& slice, const Pass& pass, const float* input, float* out) {
+    const std::size_t rows = slice.num_rows;
+    const auto heads = static_cast<std::size_t>(config.heads), kv_heads = static_cast<std::size_t>(config.kv_heads);
+    const auto dim = static_cast<std::size_t>(config.head_dim);
+    const std::size_t width = (heads + 2 * kv_heads) * dim;
+    float* qkv = grown(scratch.qkv, rows * width);
+    float* mixed = grown(scratch.mixed, rows * heads * dim);
+    tell(pass, layer, Role::q, -1, slice.first_row, input, rows, block.qkv.columns);
+    apply(block.qkv, input, rows, qkv);
+
+    const int rope = config.layers[layer].rope;
+    const Turns* turn = rope >= 0 ? &(*pass.turns)[static_cast<std::size_t>(rope)] : nullptr;
+    const auto prepare = [&](const NormWeights& norm, float* of_row, std::size_t count, std::size_t row) {
+      if (norm.is_there()) {
+        const std::size_t size = norm.weight.size();  // of one head, or of all together
+        for (std::size_t at = 0; at < count * dim; at += size) norm_row(norm, of_row + at, of_row + at, size);
+      }
+      if (turn != nullptr)
+        for (std::size_t h = 0; h < count; ++h)
+          math::rotate_pairs(of_row + h * dim, turn->cosine.data() + row * turn->half, turn->sine.data() + row * turn->half, turn->half);
+    };
+    for_rows(rows, [&](std::size_t r) {
+      prepare(block.q_norm, qkv + r * width, heads, slice.first_row + r);
+      prepare(block.k_norm, qkv + r * width + heads * dim, kv_heads, slice.first_row + r);
+    });
+
+    std::vector<MixerRun> runs;
+    std::size_t row = 0;
+    for (const Piece& piece : slice.pieces) {
+      MixerRun& run = runs.emplace_back();
+      run.state = pass.states[piece.chunk]->layers_[layer].get();
+      run.num_tokens = piece.num_tokens;
+      run.q = qkv + row * width;
+      run.k = run.q + heads * dim;
+      run.v = run.k + kv_heads * dim;
+      run.q_stride = run.k_stride = run.v_stride = width;
+      run.out = mixed + row * heads * dim;
+      run.out_stride = heads * dim;
+      row += piece.num_tokens;
+    }
+    mixers[layer]->chunk(runs, team, pass.tap == nullptr ? nullptr : pass.tap->mixer(static_cast<int>(layer)));
+    tell(pass, layer, Role::o, -1, slice.first_row, mixed, rows, heads * dim);
+    apply(block.o, mixed, rows, out);
+  }
+
+  void tell(const Pass& pass, std::size_t layer, Role role, int expert, std::size_t first_row, const float* data, std::size_t rows,
+            std::size_t columns) {
+    if (pass.tap != nullptr) pass.tap->linear_input(static_cast<int>(layer), role, expert, first_row, {data, rows, columns, columns});
+  }
+
+  void feed_forward(const FeedForward& weights, bool gated, const float* input, std::size_t rows, float* out, const Pass& pass, std::size_t layer,
+                    int expert, std::size_t first_row, Role up, Role down) {
+    const std::size_t width = weights.up.rows;
+    const std::size_t inner = weights.down.columns;
+    float* hidden = grown(scratch.hidden, rows * width);
+    tell(pass, layer, up, expert, first_row, input, rows, weights.up.columns);
+    apply(weights.up, input, rows, hidden);
+    for_rows(rows, [&](std::size_t r) {
+      if (gated)
+        math::activate_gated(config.activation, hidden + r * width, hidden + r * width + inner, inner);
+      else
+        math::activate(config.activation, hidden + r * width, inner);
+    });
+    if (pass.tap != nullptr) pass.tap->linear_input(static_cast<int>(layer), down, expert, first_row, {hidden, rows, inner, width});
+    apply_linear(weights.down, hidden, width, rows, out, weights.down.rows, options.precision, team);
+  }
+
+  void mixture(const BlockWeights& block, std::size_t layer, const Slice& slice, const Pass& pass, const float* input, float* out) {
+    const std::size_t rows = slice.num_rows;
+    const auto hidden = static_cast<std::size_t>(config.hidden), num_experts = static_cast<std::size_t>(config.experts);
+    const auto chosen = static_cast<std::size_t>(config.experts_per_token);
+    float* shares = grown(scratch.router, rows * num_experts);
+    tell(pass, layer, Role::router, -1, slice.first_row, input, rows, hidden);
+    apply(block.router, input, rows, shares);
+
+    struct Assigned {
+      std::size_t row;
+      float weight;
+    };
+    std::vector<std::vector<Assigned>> of_expert(num_experts);
+    std::vector<std::size_t> order(num_experts);
+    for (std::size_t r = 0; r < rows; ++r) {
+      float* share = shares + r * num_experts;
+      math::softmax(share, num_experts);
+      std::iota(order.begin(), order.end(), std::size_t{0});
+      std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(chosen), order.end(),
+                        [share](std::size_t a, std::size_t b) { return share[a] > share[b] || (share[a] == share[b] && a < b); });
+      float sum = 0;
+      for (std::size_t i = 0; i < chosen; ++i) sum += share[order[i]];
+      for (std::size_t i = 0; i < chosen; ++i) of_expert[order[i]].push_back({r, config.renormalises ? share[order[i]] / sum : share[order[i]]});
+    }
+    std::fill(out, out + rows * hidden, 0.0F);
+    for (std::size_t e = 0; e < num_experts; ++e) {
+      const std::vector<Assigned>& assigned = of_expert[e];
+      if (assigned.empty()) continue;
+      float* gathered = grown(scratch.gathered, assigned.size() * hidden);
+      float* answered = grown(scratch.expert_out, assigned.size() * hidden);
+      for (std::size_t i = 0; i < assigned.size(); ++i) std::memcpy(gathered + i * hidden, input + assigned[i].row * hidden, hidden * sizeof(float));
+      feed_forward(block.experts[e], block.gated, gathered, assigned.size(), answered, pass, layer, static_cast<int>(e), slice.first_row, Role::up,
+                   Role::down);
+      for (std::size_t i = 0; i < assigned.size(); ++i)
+        math::add_scaled(assigned[i].weight, answered + i * hidden, out + assigned[i].row * hidden, hidden);
+    }
+    if (!block.shared.up.is_there()) return;
+    float* answered = grown(scratch.expert_out, rows * hidden);
+    feed_forward(block.shared, true, input, rows, answered, pass, layer, -1, slice.first_row, Role::shared_up, Role::shared_down);
+    float* gate = grown(scratch.router, rows);
+    apply(block.shared_router, input, rows, gate);
+    math::activate(math::Activation::sigmoid, gate, rows);
+    for (std::size_t r = 0; r < rows; ++r) math::add_scaled(gate[r], answered + r * hidden, out + r * hidden, hidden);
+  }
+
+  void run_block(const BlockWeights& block, std::size_t layer, const Slice& slice, const Pass& pass, float* x) {
+    const auto hidden = static_cast<std::size_t>(config.hidden);
+    const std::size_t rows = slice.num_rows;
+    float* normed = grown(scratch.normed, rows * hidden);
+    float* branch = grown(scratch.branch, rows * hidden);
+    const auto before = [&](Site site, const float* from) -> const float* {
+      if (!block.norm(site).is_there()) return from;
+      norm_rows(block.norm(site), from, normed, rows);
+      return normed;
+    };
+    const auto behind = [&](Site site, float* of) {
+      if (block.norm(site).is_there()) norm_rows(block.norm(site), of, of, rows);
+    };
+    const auto add = [&](const float* from) { for_rows(rows, [&](std::size_t r) { math::add_to(from + r * hidden, x + r * hidden, hidden); }); };
+    const auto feed = [&](const float* from, float* to) {
+      if (config.layers[layer].experts)
+        mixture(block, layer, slice, pass, from, to);
+      else
+        feed_forward(block.mlp, block.gated, from, rows, to, pass, layer, -1, slice.first_row, Role::up, Role::down);
+    };
+
+    attention(block, layer, slice, pass, before(Site::attention_in, x), branch);
+    behind(Site::attention_out, branch);
+    if (config.parallel) {
+      float* second = grown(scratch.branch2, rows * hidden);
+      feed(before(Site::mlp_in, x), second);
+      behind(Site::mlp_out, second);
+      add(branch);
+      add(second);
+      return;
+    }
+    add(branch);
+    behind(Site::attention_sum, x);
+    feed(before(Site::mlp_in, x), branch);
+    behind(Site::mlp_out, branch);
+    add(branch);
+    behind(Site::mlp_sum, x);
+  }
+
+  // ---- All
+
+  std::vector<Slice> slices(std::span<const TokenChunk> chunks) const {
+    std::vector<Slice> all;
+    std::size_t row = 0;
+    for (std::size_t c = 0; c < chunks.size(); ++c) {
+      const std::size_t tokens = chunks[c].ids.size();
+      for (std::size_t t = 0; t < tokens;) {
+        // An encoder's token sees those behind it, so its sequences are not cut.
+        const bool is_full = all.empty() || all.back().num_rows >= kSliceRows ||
+                             (config.kind == NetworkKind::encoder && all.back().num_rows > 0 && all.back().num_rows + tokens > kSliceRows);
+        if (is_full) all.push_back({row, 0, {}});
+        Slice& slice = all.back();
+        const std::size_t take = config.kind == NetworkKind::encoder ? tokens : std::min(tokens - t, kSliceRows - slice.num_rows);
+        slice.pieces.push_back({c, t, take});
+        slice.num_rows += take;
+        t += take;
+        row += take;
+      }
+    }
+    return all;
+  }
+
+  void check_finite(std::span<const float> x, std::span<const TokenChunk> chunks, int layer) const {
+    if (options.allow_non_finite || math::count_non_finite(x) == 0) return;
+    const auto hidden = static_cast<std::size_t>(config.hidden);
+    std::size_t first = 0;
+    while (std::isfinite(x[first])) ++first;
+    std::size_t row = first / hidden, sequence = 0;
+    while (row >= chunks[sequence].ids.size()) row -= chunks[sequence++].ids.size();
+    const std::vector<std::string> names = reader->non_finite_tensors(layer);
+    const std::string where = layer < 0 ? "the embedding" : fmt::format("layer {}", layer);
+    throw Error(ErrorCode::corrupt,
+                fmt::format("activations are NaN or infinite after {}, first for token {} of sequence {} (id {})", where, row, sequence,
+                            chunks[sequence].ids[row]),
+                {.file = reader->checkpoint().path().string(), .tensor = names.empty() ? std::string() : printable(names.front())},
+                names.empty() ? "its weights are finite: their values lead to an overflow; 'weft verify' and 'weft info' show the model"
+                              : fmt::format("{} of its tensors hold NaN or infinities; 'weft verify' lists all", names.size()));
+  }
+
+  std::vector<float> run(const Network& network, std::span<const TokenChunk> chunks, NetworkTap* tap) {
+    check_tokens(chunks);
+    std::size_t num_rows = 0;
+    for (const TokenChunk& chunk : chunks) num_rows += chunk.ids.size();
+    std::vector<float> x = embed(chunks, num_rows);
+    const auto hidden = static_cast<std::size_t>(config.hidden);
+    check_finite(x, chunks, -1);
+    if (tap != nullptr) tap->embedding({x.data(), num_rows, hidden, hidden});
+
+    const std::vector<Turns> turned = turns(chunks, num_rows);
+    Pass pass;
+    pass.chunks = chunks;
+    pass.turns = &turned;
+    pass.tap = tap;
+    std::vector<std::unique_ptr<SequenceState>> own;
+    for (const TokenChunk& chunk : chunks) {
+      if (chunk.state == nullptr) own.push_back(network.new_state());
+      pass.states.push_back(chunk.state == nullptr ? own.back().get() : chunk.state);
+    }
+    const std::vector<Slice> cut = slices(chunks);
+    for (std::size_t layer = 0; layer < config.layers.size(); ++layer) {
+      const BlockWeights& block = block_weights(layer);
+      for (const Slice& slice : cut) run_block(block, layer, slice, pass, x.data() + slice.first_row * hidden);
+      check_finite(x, chunks, static_cast<int>(layer));
+      if (tap != nullptr) tap->block_output(static_cast<int>(layer), {x.data(), num_rows, hidden, hidden});
+      // What nothing follows need not be remembered until the last layer is done.
+      for (const auto& state : own) state->layers_[layer].reset();
+    }
+    for (std::size_t c = 0; c < chunks.size(); ++c)
+      if (chunks[c].state != nullptr) chunks[c].state->num_tokens_ += static_cast<std::int64_t>(chunks[c].ids.size());
+    return x;
+  }
+
+  void logits(const Rows& rows, std::span<float> out) {
+    const OutputWeights& weights = output_weights();
+    if (!weights.has_head)
+      throw Error(ErrorCode::unsupported, "the model has no head that gives logits", {.file = reader->checkpoint().path().string()},
+                  "ask for its hidden states instead (--what embedding or blocks)");
+    const auto hidden = static_cast<std::size_t>(config.hidden), vocab = static_cast<std::size_t>(config.vocab);
+    WEFT_ASSERT(out.size() == rows.num_rows * vocab);
+    for (std::size_t first = 0; first < rows.num_rows; first += kSliceRows) {
+      const std::size_t count = std::min(kSliceRows, rows.num_rows - first);
+      float* ready = grown(scratch.normed, count * hidden);
+      for_rows(count, [&](std::size_t r) {
+        const float* row = rows.row(first + r);
+        if (weights.norm.is_there())
+          norm_row(weights.norm, row, ready + r * hidden, hidden);
+        else
+          std::memcpy(ready + r * hidden, row, hidden * sizeof(float));
+      });
+      if (weights.transform.is_there()) {
+        float* transformed = grown(scratch.branch, count * hidden);
+        apply(weights.transform, ready, count, transformed);
+        for_rows(count, [&](std::size_t r) {
+          math::activate(config.activation, transformed + r * hidden, hidden);
+          if (weights.transform_norm.is_there()) norm_row(weights.transform_norm, transformed + r * hidden, transformed + r * hidden, hidden);
+        });
+        ready = transformed;
+      }
+      float* to = out.data() + first * vocab;
+      apply(weights.is_tied ? input_weights().embedding : weights.head, ready, count, to);
+      for_rows(count, [&](std::size_t r) {
+        if (weights.is_tied && !weights.head.bias.empty()) math::add_to(weights.head.bias.data(), to + r * vocab, vocab);
+        if (config.logit_cap > 0) math::soft_cap(static_cast<float>(config.logit_cap), to + r * vocab, vocab);
+      });
+    }
+    if (!options.allow_non_finite && math::count_non_finite(out) > 0)
+      throw Error(ErrorCode::corrupt, "logits are NaN or infinite, although what the last layer gives is finite",
+                  {.file = reader->checkpoint().path().string()},
+                  "the final norm or the head holds NaN or infinities; 'weft verify' names the tensor");
+  }
+};
+
+Network::Network(std::shared_ptr<const Checkpoint> checkpoint, const Json& config, const NetworkOptions& options)
+    : state_(std::make_unique<State>(std::move(checkpoint), config, options)) {}
+Network::~Network() = default;
+
+const NetworkConfig& Network::config() const noexcept { return state_->config; }
+std::span<const std::string> Network::warnings() const noexcept { return state_->warnings; }
+ThreadTeam& Network::team() noexcept { return state_->team; }
+bool Network::is_resident() const noexcept { return state_->resident; }
+std::uint64_t Network::weight_bytes() const noexcept { return state_->total_bytes; }
+bool Network::has_head() const noexcept { return state_->reader->has_head(); }
+bool Network::has_pooler() const noexcept { return state_->reader->has_pooler(); }
+
+std::unique_ptr<SequenceState> Network::new_state() const {
+  auto state = std::make_unique<SequenceState>();
+  for (const auto& mixer : state_->mixers) state->layers_.push_back(mixer->new_state());
+  return state;
+}
+
+std::vector<float> Network::run(std::span<const TokenChunk> chunks, NetworkTap* tap) { return state_->run(*this, chunks, tap); }
+
+void Network::normalise(std::span<float> rows) {
+  const OutputWeights& weights = state_->output_weights();
+  if (!weights.norm.is_there()) return;
+  const auto hidden = static_cast<std::size_t>(state_->config.hidden);
+  state_->for_rows(rows.size() / hidden,
+                   [&](std::size_t r) { state_->norm_row(weights.norm, rows.data() + r * hidden, rows.data() + r * hidden, hidden); });
+}
+
+void Network::logits(const Rows& rows, std::span<float> out) { state_->logits(rows, out); }
+
+std::vector<float> Network::pool(std::span<const float> row) {
+  const OutputWeights& weights = state_->output_weights();
+  std::vector<float> out(weights.pooler.rows);
+  state_->apply(weights.pooler, row.data(), 1, out.data());
+  math::activate(math::Activation::tanh, out.data(), out.size());
+  return out;
+}
+
+}  // namespace weft::model

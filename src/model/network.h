@@ -1,0 +1,99 @@
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/thread_team.h"
+#include "checkpoint/json.h"
+#include "model/mixer.h"
+#include "model/network_config.h"
+#include "model/weights.h"
+#include "weft/checkpoint.h"
+
+// Transformers that run: decoders and encoders of every architecture in the table, over a checkpoint that is read lazily.
+namespace weft::model {
+
+struct NetworkOptions {
+  Precision precision = Precision::float32;
+  int threads = 0;  ///< 0: as many as the machine has
+  std::uint64_t memory_bytes =
+      0;  ///< for weights and activations; 0: a quarter of RAM. A model that is larger is read anew, block by block, each time
+  bool allow_non_finite = false;
+};
+
+/// What a network remembers of a sequence: one mixer state a layer, and how many tokens it has seen.
+class SequenceState {
+ public:
+  [[nodiscard]] std::int64_t num_tokens() const noexcept { return num_tokens_; }
+  [[nodiscard]] std::uint64_t size_bytes() const noexcept;
+
+ private:
+  friend class Network;
+  std::vector<std::unique_ptr<MixerState>> layers_;
+  std::int64_t num_tokens_ = 0;
+};
+
+/// The next tokens of one sequence.
+struct TokenChunk {
+  SequenceState* state = nullptr;  ///< null: a sequence of its own that nothing follows
+  std::span<const std::uint32_t> ids;
+  std::span<const std::uint32_t> types;  ///< of an encoder; empty: all 0
+};
+
+/// Rows of float32 that someone else holds.
+struct Rows {
+  const float* data = nullptr;
+  std::size_t num_rows = 0, num_columns = 0, stride = 0;
+  [[nodiscard]] const float* row(std::size_t r) const noexcept { return data + r * stride; }
+};
+
+/// Looks into a running network. Rows are tokens, those of all chunks one behind the other; first_row counts through them. Called from one thread.
+class NetworkTap {
+ public:
+  virtual ~NetworkTap() = default;
+  virtual void embedding(const Rows& rows);
+  /// What the linear layers of a role read (q, k and v read the same). expert: -1 for none, and rows are then those of [first_row, ...).
+  virtual void linear_input(int layer, Role role, int expert, std::size_t first_row, const Rows& rows);
+  virtual void block_output(int layer, const Rows& rows);
+  /// For shares of attention; null: not wanted.
+  virtual MixerTap* mixer(int layer);
+};
+
+class Network {
+ public:
+  /// Errors: those of NetworkConfig and WeightReader; out_of_memory when not even one block fits, with both numbers.
+  Network(std::shared_ptr<const Checkpoint> checkpoint, const Json& config, const NetworkOptions& options = {});
+  ~Network();
+
+  [[nodiscard]] const NetworkConfig& config() const noexcept;
+  [[nodiscard]] std::span<const std::string> warnings() const noexcept;
+  [[nodiscard]] ThreadTeam& team() noexcept;
+  [[nodiscard]] bool has_head() const noexcept;
+  [[nodiscard]] bool has_pooler() const noexcept;
+  /// Whether all weights stay in memory.
+  [[nodiscard]] bool is_resident() const noexcept;
+  /// Of the weights that one token reads.
+  [[nodiscard]] std::uint64_t weight_bytes() const noexcept;
+
+  [[nodiscard]] std::unique_ptr<SequenceState> new_state() const;
+
+  /// Runs the tokens through all blocks. Returns the output of the last block, before the final norm: [tokens of all chunks, hidden]. The longest
+  /// position of a chunk decides about frequencies that depend on the length. Errors: invalid_argument for an id beyond the vocabulary, no tokens, or
+  /// more than learned positions allow; corrupt for activations that are NaN or infinite, naming the layer.
+  [[nodiscard]] std::vector<float> run(std::span<const TokenChunk> chunks, NetworkTap* tap = nullptr);
+  /// The final norm, in place. Does nothing where there is none.
+  void normalise(std::span<float> rows);
+  /// Logits [rows, vocab] of rows that run() gave. Errors: unsupported without a head.
+  void logits(const Rows& rows, std::span<float> out);
+  /// tanh(dense(row)) of a finished encoder's first row.
+  [[nodiscard]] std::vector<float> pool(std::span<const float> row);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace weft::model
