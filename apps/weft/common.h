@@ -14,7 +14,7 @@
 namespace weft::app {
 
 /// What a MODEL argument may be.
-inline constexpr const char* kModelHelp = "a Hugging Face folder, a .safetensors file, a shard index, or org/name[@revision] in the local cache";
+inline constexpr const char* kModelHelp = "a Hugging Face folder, a .safetensors or PyTorch file, a shard index, MODEL+ADAPTER, or org/name[@revision] in the local cache";
 
 struct CommonOptions {
   bool json = false;

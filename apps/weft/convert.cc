@@ -17,6 +17,7 @@ struct Arguments {
   std::string output;
   std::string to;
   std::string dtype;
+  OpenOptions open;
 };
 
 int run_convert(const Arguments& arguments) {
@@ -24,6 +25,7 @@ int run_convert(const Arguments& arguments) {
   ConvertOptions options;
   console.fill(options);
   options.to = arguments.to;
+  options.open = arguments.open;
   if (!arguments.dtype.empty()) options.dtype = dtype_argument(arguments.dtype, "--dtype");
   const JobReport report = convert(arguments.model, arguments.output, options);
   console.finish();
@@ -60,6 +62,9 @@ Command convert_command() {
   to.kind = ValueKind::choice;
   to.choices = {"folder", "safetensors"};
   to.default_text = "from the name of OUT";
+  command.group("PyTorch files");
+  command.value({"--root"}, "KEY", arguments->open.root, "the dictionary that is the model, as KEY or KEY.KEY").default_text = "found by the usual names";
+  command.flag({"--keep-prefix"}, arguments->open.keep_prefix, "keep a 'module.' or '_orig_mod.' that all names begin with");
   add_output_options(command, arguments->common);
   add_job_options(command, arguments->common);
   add_print_options(command, arguments->common);

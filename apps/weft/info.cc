@@ -15,6 +15,7 @@ namespace {
 struct Arguments {
   CommonOptions common;
   std::string model;
+  bool all = false;
 };
 
 Json info_json(const ModelInfo& info) {
@@ -46,7 +47,7 @@ Json info_json(const ModelInfo& info) {
                            {"tensors", Json(std::move(tensors))}});
 }
 
-void print_info(const ModelInfo& info, const CommonOptions& options) {
+void print_info(const ModelInfo& info, const CommonOptions& options, bool show_all) {
   std::string kind = info.architecture.empty() ? "unknown architecture" : printable(info.architecture);
   if (!info.model_type.empty()) kind += " (" + printable(info.model_type) + ")";
   std::printf("%s  %s\n", paint(stdout, Style::bold, info.path.string()).c_str(), paint(stdout, Style::cyan, kind).c_str());
@@ -79,6 +80,13 @@ void print_info(const ModelInfo& info, const CommonOptions& options) {
   std::printf("\n");
   table.print(stdout, 2);
   std::printf("  %s\n", fmt::format("{} tensors", info.tensors.size()).c_str());
+  if (info.skipped.empty()) return;
+  std::printf("\n  %s\n", fmt::format("{} values beside the tensors{}", info.skipped.size(), show_all ? "" : " (--all lists them)").c_str());
+  if (!show_all) return;
+  Table others({Align::left, Align::left});
+  others.header({"key", "kind"});
+  for (const auto& [key, what] : info.skipped) others.row({printable(key), what});
+  others.print(stdout, 2);
 }
 
 int run_info(const Arguments& arguments) {
@@ -89,7 +97,7 @@ int run_info(const Arguments& arguments) {
   if (arguments.common.json) {
     print_json(info_json(info));
   } else if (!arguments.common.quiet) {
-    print_info(info, arguments.common);
+    print_info(info, arguments.common, arguments.all);
   }
   return 0;
 }
@@ -108,6 +116,7 @@ Command info_command() {
       "--verbose shows each.";
   command.example = "weft info models/tiny-base";
   command.positional("MODEL", arguments->model, kModelHelp);
+  command.flag({"--all"}, arguments->all, "also list what a PyTorch file holds beside its tensors");
   add_print_options(command, arguments->common);
   command.run = [arguments] { return run_info(*arguments); };
   return command;

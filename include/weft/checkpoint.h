@@ -8,6 +8,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "weft/dtype.h"
@@ -57,6 +58,8 @@ class WEFT_API Checkpoint {
   [[nodiscard]] const std::map<std::string, std::string>& metadata() const noexcept { return metadata_; }
   /// What was odd but acceptable on opening.
   [[nodiscard]] std::span<const std::string> warnings() const noexcept { return warnings_; }
+  /// What a PyTorch file holds beside the tensors that can be read: key and kind.
+  [[nodiscard]] std::span<const std::pair<std::string, std::string>> skipped() const noexcept { return skipped_; }
 
   /// Reads bytes [offset, offset + out.size()) of the tensor's stored form.
   /// Errors: io, corrupt (the file is shorter than when it was opened).
@@ -65,6 +68,8 @@ class WEFT_API Checkpoint {
   virtual void will_read(const TensorInfo& tensor, std::uint64_t offset, std::uint64_t size_bytes) const noexcept;
   /// Throws if a file is no longer what it was when it was opened.
   virtual void check_unchanged() const;
+  /// Reads what the container has checksums for and throws corrupt where one does not fit. Most containers have none.
+  virtual void verify_checksums() const;
 
  protected:
   Checkpoint() = default;
@@ -77,15 +82,22 @@ class WEFT_API Checkpoint {
   std::vector<CheckpointFile> files_;
   std::map<std::string, std::string> metadata_;
   std::vector<std::string> warnings_;
+  std::vector<std::pair<std::string, std::string>> skipped_;
 
  private:
   std::unordered_map<std::string_view, std::size_t> by_name_;
 };
 
-/// Opens what a MODEL argument names: a Hugging Face folder, a .safetensors file, a shard index, or `org/name[@revision]` in the local
+/// How a file is looked at whose form leaves a choice (PyTorch's).
+struct OpenOptions {
+  std::string root = {};     ///< "KEY.KEY" of the dictionary that is the model; empty: found by the usual names
+  bool keep_prefix = false;  ///< keep a "module." or "_orig_mod." that all names begin with
+};
+
+/// Opens what a MODEL argument names: a Hugging Face folder, a .safetensors file, a PyTorch file (.bin, .pt, .pth, .ckpt), a shard index, or `org/name[@revision]` in the local
 /// Hugging Face cache. An existing path always wins. The content decides, not the name: a GGUF or a pickle named .safetensors is said so.
 /// Errors: not_found, corrupt, unsupported, io.
-[[nodiscard]] WEFT_API std::shared_ptr<const Checkpoint> open_checkpoint(std::string_view model);
+[[nodiscard]] WEFT_API std::shared_ptr<const Checkpoint> open_checkpoint(std::string_view model, const OpenOptions& options = {});
 
 /// "[4096, 11008]"
 [[nodiscard]] WEFT_API std::string to_string(const Shape& shape);

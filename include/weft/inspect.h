@@ -31,6 +31,7 @@ struct ModelInfo {
     std::string role;                   ///< "embed", "head", "q", "norm", ...; empty when unknown
   };
   std::vector<Tensor> tensors;
+  std::vector<std::pair<std::string, std::string>> skipped;  ///< of a PyTorch file: what is no tensor, key and kind
   std::vector<std::string> warnings;
 };
 [[nodiscard]] WEFT_API ModelInfo inspect(std::string_view model);
@@ -75,6 +76,7 @@ struct DiffReport {
 struct ConvertOptions : JobOptions {
   std::optional<DType> dtype;           ///< of floating tensors; absent: as stored
   std::string to;                       ///< "folder", "safetensors"; empty: from OUT's name
+  OpenOptions open;                     ///< how a PyTorch file is looked at
 };
 /// Changes dtype, shards and container. Integer and boolean tensors keep their type.
 [[nodiscard]] WEFT_API JobReport convert(std::string_view model, const std::filesystem::path& output, const ConvertOptions& options = {});

@@ -201,6 +201,9 @@ bool is_shard(std::string_view name) {
   return true;
 }
 
+/// Beginnings of names that PyTorch's pickles have which are no models.
+constexpr std::string_view kTrainerFiles[] = {"training_args", "optimizer", "scheduler", "rng_state", "scaler", "adapter_", "random_states", "global_step"};
+
 bool ends_with_any(std::string_view name, std::initializer_list<std::string_view> endings) {
   return std::any_of(endings.begin(), endings.end(), [name](std::string_view ending) { return name.ends_with(ending); });
 }
@@ -223,16 +226,34 @@ bool ends_with_any(std::string_view name, std::initializer_list<std::string_view
   if (const std::string gguf = first_with({".gguf"}); !gguf.empty())
     fail(ErrorCode::unsupported, fmt::format("the folder holds GGUF weights ('{}'), which this version of weft does not read", printable(gguf)),
          "name a model in safetensors");
-  if (const std::string bin = first_with({".bin", ".bin.index.json", ".pt", ".pth", ".ckpt"}); !bin.empty())
-    fail(ErrorCode::unsupported,
-         fmt::format("the folder holds only pickled weights ('{}'), which this version of weft does not read", printable(bin)),
-         "convert them first: load the model with transformers and save it with save_pretrained, which writes safetensors");
   if (const std::string other = first_with({".h5", ".msgpack", ".onnx", ".npz", ".ot", ".tflite"}); !other.empty())
     fail(ErrorCode::unsupported, fmt::format("the folder holds only weights of another format ('{}')", printable(other)),
          "convert them first: load the model with transformers and save it with save_pretrained, which writes safetensors");
   fail(ErrorCode::not_found, names.empty() ? "the folder is empty" : "the folder holds no weights (no .safetensors file, no shard index)",
        has("config.json") ? "the download is incomplete; run 'hf download' again" : "name a folder that holds a model, or a .safetensors file");
   std::abort();  // unreachable: fail throws
+}
+
+/// PyTorch files, where there is no safetensors; what a trainer leaves beside a model is none.
+std::optional<FolderWeights> find_pickled_weights(const fs::path& folder, const std::vector<std::string>& names) {
+  const auto has = [&names](std::string_view name) { return std::find(names.begin(), names.end(), name) != names.end(); };
+  for (const std::string stem : {"pytorch_model", "diffusion_pytorch_model", "model"}) {
+    if (has(stem + ".bin")) return FolderWeights{folder / (stem + ".bin"), false, {}};
+    if (has(stem + ".bin.index.json")) return FolderWeights{folder / (stem + ".bin.index.json"), true, {}};
+  }
+  std::vector<std::string> found;
+  for (const std::string& name : names) {
+    if (!ends_with_any(name, {".bin", ".pt", ".pth", ".ckpt"}) || name.starts_with(".")) continue;
+    const bool is_other = std::any_of(std::begin(kTrainerFiles), std::end(kTrainerFiles), [&](std::string_view stem) { return name.starts_with(stem); });
+    if (!is_other) found.push_back(name);
+  }
+  if (found.size() == 1) return FolderWeights{folder / found.front(), false, {}};
+  if (found.empty()) return std::nullopt;
+  if (found.size() > 8) found.resize(8);
+  for (std::string& name : found) name = printable(name);
+  throw Error(ErrorCode::invalid_argument,
+              fmt::format("the folder holds several PyTorch files and none is called pytorch_model.bin: {}", fmt::join(found, ", ")),
+              {.file = folder.string()}, "name the one that you mean");
 }
 
 }  // namespace
@@ -281,6 +302,7 @@ FolderWeights find_weights(const fs::path& folder) {
                 fmt::format("the folder holds several checkpoints and none is called model.safetensors: {}", fmt::join(singles, ", ")),
                 {.file = folder.string()}, "name the one that you mean");
   }
+  if (std::optional<FolderWeights> pickled = find_pickled_weights(folder, names)) return std::move(*pickled);
   throw_no_weights(folder, names);
 }
 

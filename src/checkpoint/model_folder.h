@@ -20,11 +20,12 @@ struct ModelPath {
 
 /// The weights of a model folder.
 struct FolderWeights {
-  std::filesystem::path file;          ///< a safetensors file or a shard index
+  std::filesystem::path file;          ///< a safetensors or PyTorch file, or a shard index
   bool is_index = false;
   std::vector<std::string> warnings;   ///< such as a stale index beside it
 };
-/// model.safetensors, else its index, else the only other one of its kind. Errors: unsupported (an adapter, weights of another format), invalid_argument
+/// model.safetensors, else its index, else the only other one of its kind; without any of these pytorch_model.bin, its index, or the only PyTorch file.
+/// Errors: unsupported (an adapter, weights of another format), invalid_argument
 /// (several, and none is named model), not_found (none), each with what to do.
 [[nodiscard]] FolderWeights find_weights(const std::filesystem::path& folder);
 

@@ -7,6 +7,7 @@
 #include "base/text.h"
 #include "checkpoint/model_folder.h"
 #include "checkpoint/safetensors.h"
+#include "checkpoint/torch_file.h"
 #include "weft/checkpoint.h"
 #include "weft/error.h"
 
@@ -35,11 +36,6 @@ std::optional<Recognised> recognise_other(std::string_view beginning) {
     return Recognised{ErrorCode::unsupported, "a GGUF file, which this version of weft does not read", "name a model in safetensors"};
   if (beginning.starts_with("ggml") || beginning.starts_with("lmgg") || beginning.starts_with("fmgg") || beginning.starts_with("tjgg"))
     return Recognised{ErrorCode::unsupported, "a GGML file, a format of the past", "name a model in safetensors"};
-  if (beginning.starts_with("PK\3\4") || beginning.starts_with("PK\5\6"))
-    return Recognised{ErrorCode::unsupported,
-                      "a zip archive (as PyTorch's .bin and .pt and NumPy's .npz are), which this version of weft does not read", convert};
-  if (beginning.size() > 1 && beginning[0] == '\x80' && beginning[1] >= 2 && beginning[1] <= 5)
-    return Recognised{ErrorCode::unsupported, "a Python pickle (an old PyTorch file), which weft does not run", convert};
   if (beginning.starts_with("\x93NUMPY")) return Recognised{ErrorCode::unsupported, "a NumPy array (.npy)", "name a model in safetensors"};
   if (beginning.starts_with("\x89HDF\r\n\x1a\n"sv)) return Recognised{ErrorCode::unsupported, "an HDF5 file (Keras)", convert};
   if (beginning.starts_with("version https://git-lfs"))
@@ -63,7 +59,7 @@ std::optional<Recognised> recognise_other(std::string_view beginning) {
   return std::nullopt;
 }
 
-enum class Form { safetensors, json };
+enum class Form { safetensors, json, torch };
 
 /// Which reader a file is for; the content decides. Throws for what is neither.
 Form recognise(const File& file) {
@@ -78,6 +74,8 @@ Form recognise(const File& file) {
     for (std::size_t i = 8; i-- > 0;) length = length << 8 | static_cast<unsigned char>(beginning[i]);
     if (length <= kMaxSafetensorsHeaderBytes && beginning[8] == '{') return Form::safetensors;
   }
+  if (beginning.starts_with("PK\3\4") || beginning.starts_with("PK\5\6")) return Form::torch;
+  if (beginning.size() > 1 && beginning[0] == '\x80' && beginning[1] >= 2 && beginning[1] <= 5) return Form::torch;
   if (const std::optional<Recognised> other = recognise_other(beginning))
     throw Error(other->code, "the file is " + other->what, {.file = path}, other->advice);
   const std::size_t first = beginning.find_first_not_of(" \t\r\n");
@@ -88,23 +86,45 @@ Form recognise(const File& file) {
   return Form::safetensors;
 }
 
+/// Shards are of the form of the first one; what is called safetensors is not looked at twice.
+std::shared_ptr<const Checkpoint> open_shards(const std::filesystem::path& index_path, const std::filesystem::path& named,
+                                              std::vector<std::string> warnings, const OpenOptions& options) {
+  ShardIndex index = read_shard_index(index_path);
+  if (!index.shards.empty() && !index.shards.front().ends_with(".safetensors") &&
+      recognise(File(shard_path(index_path, index.shards.front()), FileMode::read)) == Form::torch) {
+    std::vector<std::filesystem::path> paths;
+    for (const std::string& shard : index.shards) paths.push_back(shard_path(index_path, shard));
+    OpenOptions as_named = options;
+    as_named.keep_prefix = true;  // the index has the names as they are stored
+    return open_torch_files(paths, named, std::move(warnings), as_named, &index, index_path);
+  }
+  return open_safetensors_shards(index_path, index, named, std::move(warnings));
+}
+
 }  // namespace
 
 std::shared_ptr<const Checkpoint> open_weights_file(const std::filesystem::path& file, const std::filesystem::path& named,
-                                                    std::vector<std::string> warnings) {
-  const Form form = recognise(File(file, FileMode::read));
-  return form == Form::json ? open_safetensors_shards(file, named, std::move(warnings)) : open_safetensors_file(file, named, std::move(warnings));
+                                                    std::vector<std::string> warnings, const OpenOptions& options) {
+  switch (recognise(File(file, FileMode::read))) {
+    case Form::json:
+      return open_shards(file, named, std::move(warnings), options);
+    case Form::torch:
+      return open_torch_files({file}, named, std::move(warnings), options);
+    case Form::safetensors:
+      break;
+  }
+  return open_safetensors_file(file, named, std::move(warnings));
 }
 
-std::shared_ptr<const Checkpoint> open_checkpoint(std::string_view model) {
+std::shared_ptr<const Checkpoint> open_checkpoint(std::string_view model, const OpenOptions& options) {
   if (const std::size_t plus = model.find('+'); plus != std::string_view::npos && path_kind(model) == PathKind::nothing)
     throw Error(ErrorCode::unsupported,
                 fmt::format("'{}' asks for a model with an adapter, which this version of weft cannot apply", printable(model)), {},
                 fmt::format("name the model alone: '{}'", printable(model.substr(0, plus))));
   const std::filesystem::path path = resolve_model(model).path;
-  if (path_kind(path) != PathKind::folder) return open_weights_file(path, path, {});
+  if (path_kind(path) != PathKind::folder) return open_weights_file(path, path, {}, options);
   FolderWeights weights = find_weights(path);
-  return open_weights_file(weights.file, path, std::move(weights.warnings));
+  return open_weights_file(weights.file, path, std::move(weights.warnings), options);
 }
 
 }  // namespace weft

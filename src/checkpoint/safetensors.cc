@@ -644,9 +644,8 @@ std::shared_ptr<const Checkpoint> open_safetensors_file(const std::filesystem::p
   return checkpoint;
 }
 
-std::shared_ptr<const Checkpoint> open_safetensors_shards(const std::filesystem::path& index_path, const std::filesystem::path& named,
-                                                          std::vector<std::string> warnings) {
-  const ShardIndex index = read_shard_index(index_path);
+std::shared_ptr<const Checkpoint> open_safetensors_shards(const std::filesystem::path& index_path, const ShardIndex& index,
+                                                          const std::filesystem::path& named, std::vector<std::string> warnings) {
   // All of them before any is opened, so that an incomplete download is told at once.
   std::vector<std::filesystem::path> paths;
   for (const std::string& shard : index.shards) paths.push_back(shard_path(index_path, shard));

@@ -50,13 +50,13 @@ struct ShardIndex {
 /// Where a shard is. Errors: corrupt when it is missing, or is a link that leaves the folder (the blobs of a hub snapshot are inside).
 [[nodiscard]] std::filesystem::path shard_path(const std::filesystem::path& index, const std::string& shard);
 
-/// Opens a safetensors file or a shard index; the content decides, and what is neither is named in the error.
+/// Opens a weights file of any form that weft reads, or a shard index; the content decides, and what is none is named in the error.
 [[nodiscard]] std::shared_ptr<const Checkpoint> open_weights_file(const std::filesystem::path& file, const std::filesystem::path& named,
-                                                                  std::vector<std::string> warnings = {});
+                                                                  std::vector<std::string> warnings = {}, const OpenOptions& options = {});
 /// named: what the user named, for path().
 [[nodiscard]] std::shared_ptr<const Checkpoint> open_safetensors_file(const std::filesystem::path& file, const std::filesystem::path& named,
                                                                       std::vector<std::string> warnings = {});
-[[nodiscard]] std::shared_ptr<const Checkpoint> open_safetensors_shards(const std::filesystem::path& index, const std::filesystem::path& named,
-                                                                        std::vector<std::string> warnings = {});
+[[nodiscard]] std::shared_ptr<const Checkpoint> open_safetensors_shards(const std::filesystem::path& index_path, const ShardIndex& index,
+                                                                        const std::filesystem::path& named, std::vector<std::string> warnings = {});
 
 }  // namespace weft

@@ -37,7 +37,7 @@ JobReport convert(std::string_view model, const fs::path& output, const ConvertO
                 "folders and .safetensors files can be written");
   }
   const ModelPath source = resolve_model(model);
-  const std::shared_ptr<const Checkpoint> checkpoint = open_checkpoint(source.path.string());
+  const std::shared_ptr<const Checkpoint> checkpoint = open_checkpoint(source.path.string(), options.open);
 
   engine::OutputJob job;
   job.inputs = {checkpoint};

@@ -23,6 +23,8 @@ ModelInfo inspect(std::string_view model) {
   result.metadata.assign(checkpoint->metadata().begin(), checkpoint->metadata().end());
   result.warnings.assign(checkpoint->warnings().begin(), checkpoint->warnings().end());
 
+  result.skipped.assign(checkpoint->skipped().begin(), checkpoint->skipped().end());
+
   std::optional<Json> config;
   const model::Architecture* architecture = nullptr;
   if (const std::optional<std::filesystem::path> folder = folder_of_model(checkpoint->path())) {

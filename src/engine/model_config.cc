@@ -12,7 +12,8 @@ std::optional<std::filesystem::path> folder_of_model(const std::filesystem::path
   if (path_kind(path) == PathKind::folder) return path;
   const std::string name = path.filename().string();
   const bool is_of_model = name == "model.safetensors" || (name.starts_with("model-") && name.ends_with(".safetensors")) ||
-                           (name.starts_with("model.safetensors.index.") && name.ends_with(".json"));
+                           (name.starts_with("model.safetensors.index.") && name.ends_with(".json")) || name == "pytorch_model.bin" ||
+                           name == "pytorch_model.bin.index.json";
   if (!is_of_model) return std::nullopt;
   return path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
 }

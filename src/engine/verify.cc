@@ -176,7 +176,7 @@ class Verifier {
     const std::string name = name_of(file);
     const bool opened = guarded(name, [&] {
       try {
-        parts_.push_back({open_weights_file(file, file), name});
+        parts_.push_back({open_weights_file(file, file, {}, {.keep_prefix = index_.has_value()}), name});
       } catch (const Error& error) {
         // The only file is of another format: a wrong request. Among shards it is damage.
         if (error.code() == ErrorCode::unsupported && !index_) throw NotForUs{error};
@@ -190,7 +190,8 @@ class Verifier {
     const Checkpoint& checkpoint = *parts_.back().checkpoint;
     std::uint64_t payload_bytes = 0;
     for (const TensorInfo& tensor : checkpoint.tensors()) payload_bytes += tensor.size_bytes;
-    report_.checked_bytes += checkpoint.files()[0].size_bytes - payload_bytes;  // the header was read and checked
+    // The header was read and checked. Tensors that share their bytes may have more than the file.
+    report_.checked_bytes += checkpoint.files()[0].size_bytes - std::min(payload_bytes, checkpoint.files()[0].size_bytes);
   }
 
   void index_names() {
@@ -304,7 +305,10 @@ class Verifier {
     progress.finish();
     report_.checked_bytes += num_read_bytes;
     for (const auto& [number, finding] : findings) tell(all_[number], finding);
-    for (const Part& part : parts_) guarded(part.file, [&part] { part.checkpoint->check_unchanged(); });
+    for (const Part& part : parts_) {
+      guarded(part.file, [&part] { part.checkpoint->verify_checksums(); });
+      guarded(part.file, [&part] { part.checkpoint->check_unchanged(); });
+    }
   }
 
   static constexpr std::uint64_t kMaxTreeBytes = 4'000'000;

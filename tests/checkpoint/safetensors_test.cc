@@ -463,9 +463,9 @@ TEST(SafetensorsFile, what_is_no_safetensors_file_is_said_whatever_its_name) {
   const std::vector<Case> cases = {
       {"", ErrorCode::corrupt, "the file is empty", "fetch it again"},
       {"GGUF" + std::string("\3\0\0\0", 4) + pad, ErrorCode::unsupported, "a GGUF file", "safetensors"},
-      {"PK\3\4" + pad, ErrorCode::unsupported, "a zip archive", "save_pretrained"},
-      {std::string("PK\3\4\0\0\x08\x08", 8) + pad, ErrorCode::unsupported, "a zip archive", "save_pretrained"},
-      {"\x80\2\x8a\nl" + pad, ErrorCode::unsupported, "a Python pickle", "save_pretrained"},
+      {"PK\3\4" + pad, ErrorCode::corrupt, "zip archive: its directory is missing", "fetch it again"},
+      {std::string("PK\3\4\0\0\x08\x08", 8) + pad, ErrorCode::corrupt, "zip archive: its directory is missing", "fetch it again"},
+      {"\x80\2\x8a\nl" + pad, ErrorCode::unsupported, "a Python pickle", "never runs a pickle"},
       {"\x93NUMPY\1" + pad, ErrorCode::unsupported, "NumPy", "safetensors"},
       {"\x89HDF\r\n\x1a\n" + pad, ErrorCode::unsupported, "HDF5", "save_pretrained"},
       {"\x1f\x8b\x08" + pad, ErrorCode::unsupported, "a compressed archive", "unpack"},

@@ -143,7 +143,7 @@ const std::vector<Damage>& damages() {
       {"a_gguf_with_the_wrong_name", "base",
        [](const fs::path& f) { replace_file(f, std::string("GGUF\3\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", 24)); }, "unsupported", "GGUF", kFile, ""},
       {"a_pickle_with_the_wrong_name", "base", [](const fs::path& f) { replace_file(f, std::string("PK\3\4", 4) + std::string(60, 'x')); },
-       "unsupported", "PyTorch", kFile, ""},
+       "corrupt", "zip archive", kFile, ""},
       {"a_git_lfs_pointer", "base",
        [](const fs::path& f) { replace_file(f, "version https://git-lfs.github.com/spec/v1\noid sha256:0000\nsize 88896\n"); }, "corrupt", "git-lfs",
        kFile, ""},

@@ -95,7 +95,7 @@ TEST_F(Verify, every_way_to_lose_a_shard_is_named) {
   write_file(folder_ / kShard1, "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n");
   EXPECT_THAT(check().problems, ElementsAre(is_problem("corrupt", kShard1, "", "git-lfs pointer")));
   write_file(folder_ / kShard1, "PK\3\4 and more");
-  EXPECT_THAT(check().problems, ElementsAre(is_problem("unsupported", kShard1, "", "zip archive")));
+  EXPECT_THAT(check().problems, ElementsAre(is_problem("corrupt", kShard1, "", "zip archive")));
   write_file(folder_ / kShard1, "");
   EXPECT_THAT(check().problems, ElementsAre(is_problem("corrupt", kShard1, "", "the file is empty")));
   fs::remove(folder_ / kShard1);
