@@ -1,0 +1,289 @@
+#if defined(WEFT_MATH_BLOCKS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef WEFT_MATH_BLOCKS_INL_H_
+#undef WEFT_MATH_BLOCKS_INL_H_
+#else
+#define WEFT_MATH_BLOCKS_INL_H_
+#endif
+
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "math/simd-inl.h"
+#include "math/small_float.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace weft::math::HWY_NAMESPACE {
+
+// Each type is unpacked to one signed byte a value by plain loops of fixed length, which compilers turn into byte vectors; the bytes are then widened
+// and scaled by explicit vectors.
+
+HWY_INLINE float HalfAt(const std::uint8_t* p) {
+  std::uint16_t code = 0;
+  std::memcpy(&code, p, sizeof(code));
+  return std::bit_cast<float>(decode_small(kF16, code));
+}
+
+template <class D>
+HWY_INLINE hn::Vec<D> LoadQuants(D d, const std::int8_t* q) {
+  const hn::RebindToSigned<D> di;
+  const hn::Rebind<std::int8_t, D> d8;
+  return hn::ConvertTo(d, hn::PromoteTo(di, hn::LoadU(d8, q)));
+}
+
+/// out = q * scale.
+template <std::size_t kCount>
+HWY_INLINE void Scale(const std::int8_t* q, float scale, float* out) {
+  const hn::CappedTag<float, 16> d;
+  const auto s = hn::Set(d, scale);
+  for (std::size_t i = 0; i < kCount; i += hn::MaxLanes(d)) hn::StoreU(hn::Mul(LoadQuants(d, q + i), s), d, out + i);
+}
+/// out = q * scale + offset.
+template <std::size_t kCount>
+HWY_INLINE void ScaleAdd(const std::int8_t* q, float scale, float offset, float* out) {
+  const hn::CappedTag<float, 16> d;
+  const auto s = hn::Set(d, scale);
+  const auto o = hn::Set(d, offset);
+  for (std::size_t i = 0; i < kCount; i += hn::MaxLanes(d)) hn::StoreU(hn::Add(hn::Mul(LoadQuants(d, q + i), s), o), d, out + i);
+}
+/// out = q * scale - offset. Not ScaleAdd of -offset: the sign of a zero would be another's.
+template <std::size_t kCount>
+HWY_INLINE void ScaleSub(const std::int8_t* q, float scale, float offset, float* out) {
+  const hn::CappedTag<float, 16> d;
+  const auto s = hn::Set(d, scale);
+  const auto o = hn::Set(d, offset);
+  for (std::size_t i = 0; i < kCount; i += hn::MaxLanes(d)) hn::StoreU(hn::Sub(hn::Mul(LoadQuants(d, q + i), s), o), d, out + i);
+}
+
+// ---- Blocks of 32
+
+HWY_INLINE void Nibbles(const std::uint8_t* qs, int minus, std::int8_t* q) {
+  for (int i = 0; i < 16; ++i) q[i] = static_cast<std::int8_t>((qs[i] & 15) - minus);
+  for (int i = 0; i < 16; ++i) q[16 + i] = static_cast<std::int8_t>((qs[i] >> 4) - minus);
+}
+
+/// Nibbles with a fifth bit each out of a word.
+HWY_INLINE void FiveBits(const std::uint8_t* high, const std::uint8_t* qs, int minus, std::int8_t* q) {
+  // The eight bits of a byte spread over eight bytes: the product puts bit i of the byte at bit 7 of byte i, in reverse, without carries between
+  // them.
+  static_assert(std::endian::native == std::endian::little);
+  std::uint64_t spread[4];
+  for (int b = 0; b < 4; ++b) spread[b] = (high[b] * std::uint64_t{0x0101010101010101} & std::uint64_t{0x8040201008040201});
+  std::uint8_t bits[32];
+  std::memcpy(bits, spread, sizeof(bits));
+  for (int i = 0; i < 16; ++i) q[i] = static_cast<std::int8_t>(((qs[i] & 15) | (bits[i] != 0 ? 16 : 0)) - minus);
+  for (int i = 0; i < 16; ++i) q[16 + i] = static_cast<std::int8_t>(((qs[i] >> 4) | (bits[16 + i] != 0 ? 16 : 0)) - minus);
+}
+
+void DecodeQ4_0(const std::uint8_t* in, std::size_t n, float* out) {
+  alignas(64) std::int8_t q[32];
+  for (; n != 0; --n, in += 18, out += 32) {
+    Nibbles(in + 2, 8, q);
+    Scale<32>(q, HalfAt(in), out);
+  }
+}
+void DecodeQ4_1(const std::uint8_t* in, std::size_t n, float* out) {
+  alignas(64) std::int8_t q[32];
+  for (; n != 0; --n, in += 20, out += 32) {
+    Nibbles(in + 4, 0, q);
+    ScaleAdd<32>(q, HalfAt(in), HalfAt(in + 2), out);
+  }
+}
+void DecodeQ5_0(const std::uint8_t* in, std::size_t n, float* out) {
+  alignas(64) std::int8_t q[32];
+  for (; n != 0; --n, in += 22, out += 32) {
+    FiveBits(in + 2, in + 6, 16, q);
+    Scale<32>(q, HalfAt(in), out);
+  }
+}
+void DecodeQ5_1(const std::uint8_t* in, std::size_t n, float* out) {
+  alignas(64) std::int8_t q[32];
+  for (; n != 0; --n, in += 24, out += 32) {
+    FiveBits(in + 4, in + 8, 0, q);
+    ScaleAdd<32>(q, HalfAt(in), HalfAt(in + 2), out);
+  }
+}
+void DecodeQ8_0(const std::uint8_t* in, std::size_t n, float* out) {
+  for (; n != 0; --n, in += 34, out += 32) Scale<32>(reinterpret_cast<const std::int8_t*>(in + 2), HalfAt(in), out);
+}
+
+constexpr std::int8_t kNonlinear[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+
+HWY_INLINE void LookUp(const std::uint8_t* qs, std::int8_t* q) {
+#if HWY_TARGET == HWY_SCALAR
+  for (int i = 0; i < 16; ++i) {
+    q[i] = kNonlinear[qs[i] & 15];
+    q[16 + i] = kNonlinear[qs[i] >> 4];
+  }
+#else
+  const hn::FixedTag<std::uint8_t, 16> d;
+  const hn::FixedTag<std::int8_t, 16> di;
+  const auto table = hn::BitCast(d, hn::LoadU(di, kNonlinear));
+  const auto v = hn::LoadU(d, qs);
+  // There is no shift of bytes: what comes in from the neighbour is masked off.
+  const hn::Repartition<std::uint16_t, decltype(d)> d16;
+  const auto mask = hn::Set(d, std::uint8_t{15});
+  const auto high = hn::And(hn::BitCast(d, hn::ShiftRight<4>(hn::BitCast(d16, v))), mask);
+  hn::StoreU(hn::BitCast(di, hn::TableLookupBytes(table, hn::And(v, mask))), di, q);
+  hn::StoreU(hn::BitCast(di, hn::TableLookupBytes(table, high)), di, q + 16);
+#endif
+}
+
+void DecodeIq4Nl(const std::uint8_t* in, std::size_t n, float* out) {
+  alignas(64) std::int8_t q[32];
+  for (; n != 0; --n, in += 18, out += 32) {
+    LookUp(in + 2, q);
+    Scale<32>(q, HalfAt(in), out);
+  }
+}
+void DecodeIq4Xs(const std::uint8_t* in, std::size_t n, float* out) {
+  alignas(64) std::int8_t q[32];
+  for (; n != 0; --n, in += 136, out += 256) {
+    const float d = HalfAt(in);
+    std::uint16_t high = 0;
+    std::memcpy(&high, in + 2, 2);
+    for (int b = 0; b < 8; ++b) {
+      const int scale = ((in[4 + b / 2] >> (4 * (b % 2))) & 15) | (((high >> (2 * b)) & 3) << 4);
+      LookUp(in + 8 + 16 * b, q);
+      Scale<32>(q, d * static_cast<float>(scale - 32), out + 32 * b);
+    }
+  }
+}
+
+// ---- Blocks of 256
+
+void DecodeQ2K(const std::uint8_t* in, std::size_t n, float* out) {
+  alignas(64) std::int8_t q[256];
+  for (; n != 0; --n, in += 84, out += 256) {
+    const std::uint8_t* qs = in + 16;
+    for (int half = 0; half < 2; ++half) {
+      for (int j = 0; j < 4; ++j)
+        for (int l = 0; l < 32; ++l) q[128 * half + 32 * j + l] = static_cast<std::int8_t>((qs[32 * half + l] >> (2 * j)) & 3);
+    }
+    const float d = HalfAt(in + 80);
+    const float dmin = HalfAt(in + 82);
+    for (int s = 0; s < 16; ++s) ScaleSub<16>(q + 16 * s, d * static_cast<float>(in[s] & 15), dmin * static_cast<float>(in[s] >> 4), out + 16 * s);
+  }
+}
+
+void DecodeQ3K(const std::uint8_t* in, std::size_t n, float* out) {
+  alignas(64) std::int8_t q[256];
+  for (; n != 0; --n, in += 110, out += 256) {
+    const std::uint8_t* qs = in + 32;
+    for (int half = 0; half < 2; ++half) {
+      for (int j = 0; j < 4; ++j)
+        for (int l = 0; l < 32; ++l) {
+          // The high bit, where it is missing, takes 4 away.
+          const int high = ((in[l] >> (4 * half + j)) & 1) << 2;
+          q[128 * half + 32 * j + l] = static_cast<std::int8_t>((((qs[32 * half + l] >> (2 * j)) & 3) | high) - 4);
+        }
+    }
+    const std::uint8_t* packed = in + 96;
+    const float d = HalfAt(in + 108);
+    for (int s = 0; s < 16; ++s) {
+      const int low = s < 8 ? packed[s] & 15 : packed[s - 8] >> 4;
+      const int scale = low | (((packed[8 + s % 4] >> (2 * (s / 4))) & 3) << 4);
+      Scale<16>(q + 16 * s, d * static_cast<float>(scale - 32), out + 16 * s);
+    }
+  }
+}
+
+/// The eight 6-bit scales and eight 6-bit minima of Q4_K and Q5_K.
+HWY_INLINE void ScalesAndMinima(const std::uint8_t* packed, std::uint8_t* scales, std::uint8_t* minima) {
+  for (int j = 0; j < 4; ++j) {
+    scales[j] = packed[j] & 63;
+    minima[j] = packed[j + 4] & 63;
+    scales[j + 4] = static_cast<std::uint8_t>((packed[j + 8] & 15) | ((packed[j] >> 6) << 4));
+    minima[j + 4] = static_cast<std::uint8_t>((packed[j + 8] >> 4) | ((packed[j + 4] >> 6) << 4));
+  }
+}
+
+void DecodeQ4K(const std::uint8_t* in, std::size_t n, float* out) {
+  alignas(64) std::int8_t q[64];
+  std::uint8_t scales[8], minima[8];
+  for (; n != 0; --n, in += 144, out += 256) {
+    const float d = HalfAt(in);
+    const float dmin = HalfAt(in + 2);
+    ScalesAndMinima(in + 4, scales, minima);
+    for (int c = 0; c < 4; ++c) {
+      const std::uint8_t* qs = in + 16 + 32 * c;
+      for (int l = 0; l < 32; ++l) q[l] = static_cast<std::int8_t>(qs[l] & 15);
+      for (int l = 0; l < 32; ++l) q[32 + l] = static_cast<std::int8_t>(qs[l] >> 4);
+      for (int s = 0; s < 2; ++s) {
+        const int j = 2 * c + s;
+        ScaleSub<32>(q + 32 * s, d * static_cast<float>(scales[j]), dmin * static_cast<float>(minima[j]), out + 32 * j);
+      }
+    }
+  }
+}
+
+void DecodeQ5K(const std::uint8_t* in, std::size_t n, float* out) {
+  alignas(64) std::int8_t q[64];
+  std::uint8_t scales[8], minima[8];
+  for (; n != 0; --n, in += 176, out += 256) {
+    const float d = HalfAt(in);
+    const float dmin = HalfAt(in + 2);
+    ScalesAndMinima(in + 4, scales, minima);
+    const std::uint8_t* high = in + 16;
+    for (int c = 0; c < 4; ++c) {
+      const std::uint8_t* qs = in + 48 + 32 * c;
+      for (int l = 0; l < 32; ++l) q[l] = static_cast<std::int8_t>((qs[l] & 15) | (((high[l] >> (2 * c)) & 1) << 4));
+      for (int l = 0; l < 32; ++l) q[32 + l] = static_cast<std::int8_t>((qs[l] >> 4) | (((high[l] >> (2 * c + 1)) & 1) << 4));
+      for (int s = 0; s < 2; ++s) {
+        const int j = 2 * c + s;
+        ScaleSub<32>(q + 32 * s, d * static_cast<float>(scales[j]), dmin * static_cast<float>(minima[j]), out + 32 * j);
+      }
+    }
+  }
+}
+
+void DecodeQ6K(const std::uint8_t* in, std::size_t n, float* out) {
+  alignas(64) std::int8_t q[128];
+  for (; n != 0; --n, in += 210) {
+    const float d = HalfAt(in + 208);
+    const auto* scales = reinterpret_cast<const std::int8_t*>(in + 192);
+    for (int half = 0; half < 2; ++half, out += 128, scales += 8) {
+      const std::uint8_t* low = in + 64 * half;
+      const std::uint8_t* high = in + 128 + 32 * half;
+      for (int l = 0; l < 32; ++l) q[l] = static_cast<std::int8_t>(((low[l] & 15) | ((high[l] & 3) << 4)) - 32);
+      for (int l = 0; l < 32; ++l) q[32 + l] = static_cast<std::int8_t>(((low[32 + l] & 15) | (((high[l] >> 2) & 3) << 4)) - 32);
+      for (int l = 0; l < 32; ++l) q[64 + l] = static_cast<std::int8_t>(((low[l] >> 4) | (((high[l] >> 4) & 3) << 4)) - 32);
+      for (int l = 0; l < 32; ++l) q[96 + l] = static_cast<std::int8_t>(((low[32 + l] >> 4) | ((high[l] >> 6) << 4)) - 32);
+      for (int s = 0; s < 8; ++s) Scale<16>(q + 16 * s, d * static_cast<float>(scales[s]), out + 16 * s);
+    }
+  }
+}
+
+// ---- Encoding
+
+void EncodeQ8_0(const float* in, std::size_t n, std::uint8_t* out) {
+  for (; n != 0; --n, in += 32, out += 34) {
+    std::uint32_t largest = 0;  // as bits, where NaN is beyond infinity
+    for (int i = 0; i < 32; ++i) {
+      const std::uint32_t bits = std::bit_cast<std::uint32_t>(in[i]) & kMagnitudeMask32;
+      largest = bits > largest ? bits : largest;
+    }
+    const float scale = std::bit_cast<float>(largest) / 127.0F;
+    float inverse = scale != 0.0F ? 1.0F / scale : 0.0F;
+    if (!(std::bit_cast<std::uint32_t>(inverse) < kInfinity32) || largest >= kInfinity32) inverse = 0.0F;
+    const std::uint16_t half = static_cast<std::uint16_t>(encode_small(kF16, std::bit_cast<std::uint32_t>(scale)));
+    std::memcpy(out, &half, 2);
+    if (inverse == 0.0F) {
+      std::memset(out + 2, 0, 32);
+      continue;
+    }
+    std::int8_t q[32];
+    for (int i = 0; i < 32; ++i) {
+      const float v = in[i] * inverse;
+      const auto whole = static_cast<std::int32_t>(v);
+      const float rest = v - static_cast<float>(whole);
+      q[i] = static_cast<std::int8_t>(whole + (rest >= 0.5F ? 1 : 0) - (rest <= -0.5F ? 1 : 0));
+    }
+    std::memcpy(out + 2, q, 32);
+  }
+}
+
+}  // namespace weft::math::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif
