@@ -18,6 +18,9 @@ struct Arguments {
   bool all = false;
 };
 
+/// What the file holds: "Q4_K" where it holds blocks.
+std::string stored_type(const TensorInfo& tensor) { return tensor.stored_as.empty() ? std::string(to_string(tensor.dtype)) : tensor.stored_as; }
+
 Json info_json(const ModelInfo& info) {
   Json::Array files;
   for (const CheckpointFile& file : info.files)
@@ -27,9 +30,9 @@ Json info_json(const ModelInfo& info) {
   Json::Array tensors;
   for (const ModelInfo::Tensor& entry : info.tensors)
     tensors.emplace_back(Json::Object{{"name", Json(entry.tensor.name)},
-                                      {"dtype", Json(to_string(entry.tensor.dtype))},
+                                      {"dtype", Json(stored_type(entry.tensor))},
                                       {"shape", shape_json(entry.tensor.shape)},
-                                      {"size_bytes", Json(entry.tensor.size_bytes)},
+                                      {"size_bytes", Json(bytes_in_file(entry.tensor))},
                                       {"file", Json(entry.file)},
                                       {"role", text_or_null(entry.role)}});
   const Json tokenizer =
@@ -66,15 +69,15 @@ void print_info(const ModelInfo& info, const CommonOptions& options, bool show_a
   std::vector<std::string> alike;
   for (const ModelInfo::Tensor& entry : info.tensors) {
     names.push_back(entry.tensor.name);
-    alike.push_back(std::string(to_string(entry.tensor.dtype)) + to_string(entry.tensor.shape) + entry.role);
+    alike.push_back(stored_type(entry.tensor) + to_string(entry.tensor.shape) + entry.role);
   }
   Table table({Align::left, Align::right, Align::left, Align::left, Align::right, Align::left});
   table.header({"tensor", "count", "dtype", "shape", "size", "role"});
   for (const FoldedTensors& group : fold_tensors(names, alike, options.verbose)) {
     const ModelInfo::Tensor& first = info.tensors[group.members.front()];
     std::uint64_t size_bytes = 0;
-    for (const std::size_t i : group.members) size_bytes += info.tensors[i].tensor.size_bytes;
-    table.row({group.name, std::to_string(group.members.size()), std::string(to_string(first.tensor.dtype)), to_string(first.tensor.shape),
+    for (const std::size_t i : group.members) size_bytes += bytes_in_file(info.tensors[i].tensor);
+    table.row({group.name, std::to_string(group.members.size()), stored_type(first.tensor), to_string(first.tensor.shape),
                format_size(size_bytes), first.role});
   }
   std::printf("\n");

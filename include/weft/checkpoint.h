@@ -27,7 +27,14 @@ struct TensorInfo {
   std::uint64_t size_bytes = 0;
   std::uint32_t file_index = 0;     ///< into Checkpoint::files()
   std::uint64_t offset_bytes = 0;   ///< of the first byte, from the start of that file
+  std::string stored_as;            ///< "Q4_K": the file holds blocks that reading decodes to dtype; empty: the file holds dtype
+  std::uint64_t stored_bytes = 0;   ///< in the file, where stored_as is given
 };
+
+/// What a tensor takes in its file.
+[[nodiscard]] inline std::uint64_t bytes_in_file(const TensorInfo& tensor) noexcept {
+  return tensor.stored_as.empty() ? tensor.size_bytes : tensor.stored_bytes;
+}
 
 /// One file that a checkpoint reads from.
 struct CheckpointFile {
@@ -61,9 +68,11 @@ class WEFT_API Checkpoint {
   /// What a PyTorch file holds beside the tensors that can be read: key and kind.
   [[nodiscard]] std::span<const std::pair<std::string, std::string>> skipped() const noexcept { return skipped_; }
 
-  /// Reads bytes [offset, offset + out.size()) of the tensor's stored form.
+  /// Reads bytes [offset, offset + out.size()) of the tensor as elements of its dtype: what the file holds, decoded where it holds blocks.
   /// Errors: io, corrupt (the file is shorter than when it was opened).
   virtual void read_bytes(const TensorInfo& tensor, std::uint64_t offset, std::span<std::byte> out) const = 0;
+  /// Reads bytes [offset, offset + out.size()) of the blocks of a tensor with `stored_as`; the same as read_bytes for any other.
+  virtual void read_stored(const TensorInfo& tensor, std::uint64_t offset, std::span<std::byte> out) const;
   /// Tells the system that these bytes will be read soon. Never fails, may do nothing.
   virtual void will_read(const TensorInfo& tensor, std::uint64_t offset, std::uint64_t size_bytes) const noexcept;
   /// Throws if a file is no longer what it was when it was opened.

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "base/check.h"
 #include "base/text.h"
 #include "weft/error.h"
 
@@ -26,6 +27,10 @@ const TensorInfo& Checkpoint::tensor(std::string_view name) const {
               nearest ? fmt::format("did you mean '{}'?", printable(*nearest)) : "'weft info' lists the names");
 }
 
+void Checkpoint::read_stored(const TensorInfo& tensor, std::uint64_t offset, std::span<std::byte> out) const {
+  WEFT_ASSERT(tensor.stored_as.empty());  // who gives tensors such a form reads it
+  read_bytes(tensor, offset, out);
+}
 void Checkpoint::will_read(const TensorInfo&, std::uint64_t, std::uint64_t) const noexcept {}
 void Checkpoint::check_unchanged() const {}
 void Checkpoint::verify_checksums() const {}

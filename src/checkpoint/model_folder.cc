@@ -10,6 +10,7 @@
 
 #include "base/file.h"
 #include "base/text.h"
+#include "checkpoint/gguf.h"
 #include "weft/error.h"
 
 namespace fs = std::filesystem;
@@ -223,9 +224,6 @@ bool ends_with_any(std::string_view name, std::initializer_list<std::string_view
   if (has("model_index.json"))
     fail(ErrorCode::unsupported, "the folder is a pipeline of several models (model_index.json)",
          "name one of its subfolders, such as 'unet' or 'transformer'");
-  if (const std::string gguf = first_with({".gguf"}); !gguf.empty())
-    fail(ErrorCode::unsupported, fmt::format("the folder holds GGUF weights ('{}'), which this version of weft does not read", printable(gguf)),
-         "name a model in safetensors");
   if (const std::string other = first_with({".h5", ".msgpack", ".onnx", ".npz", ".ot", ".tflite"}); !other.empty())
     fail(ErrorCode::unsupported, fmt::format("the folder holds only weights of another format ('{}')", printable(other)),
          "convert them first: load the model with transformers and save it with save_pretrained, which writes safetensors");
@@ -254,6 +252,19 @@ std::optional<FolderWeights> find_pickled_weights(const fs::path& folder, const 
   throw Error(ErrorCode::invalid_argument,
               fmt::format("the folder holds several PyTorch files and none is called pytorch_model.bin: {}", fmt::join(found, ", ")),
               {.file = folder.string()}, "name the one that you mean");
+}
+
+/// The only GGUF file of a folder, or the first part of the only one that was split. What projects images is no model by itself.
+std::optional<fs::path> find_gguf(const fs::path& folder, const std::vector<std::string>& names) {
+  std::vector<std::string> found;
+  for (const std::string& name : names) {
+    if (!name.ends_with(".gguf") || name.starts_with(".") || name.starts_with("mmproj")) continue;
+    if (const auto part = parse_gguf_part_name(name); !part || part->number == 1) found.push_back(printable(name));
+  }
+  if (found.size() > 1)
+    throw Error(ErrorCode::invalid_argument, fmt::format("the folder holds several GGUF models: {}", fmt::join(found, ", ")),
+                {.file = folder.string()}, "name the one that you mean");
+  return found.empty() ? std::nullopt : std::optional(folder / found.front());
 }
 
 }  // namespace
@@ -303,6 +314,7 @@ FolderWeights find_weights(const fs::path& folder) {
                 {.file = folder.string()}, "name the one that you mean");
   }
   if (std::optional<FolderWeights> pickled = find_pickled_weights(folder, names)) return std::move(*pickled);
+  if (const std::optional<fs::path> gguf = has_shards ? std::nullopt : find_gguf(folder, names)) return {*gguf, false, {}};
   throw_no_weights(folder, names);
 }
 

@@ -5,6 +5,7 @@
 
 #include "base/file.h"
 #include "base/text.h"
+#include "checkpoint/gguf.h"
 #include "checkpoint/model_folder.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/torch_file.h"
@@ -32,8 +33,6 @@ std::optional<Recognised> recognise_other(std::string_view beginning) {
   using namespace std::string_view_literals;
   const auto convert = "convert it first: load the model with transformers and save it with save_pretrained, which writes safetensors";
   const auto download = "it was saved under this name by a failed download; fetch it again, with 'hf download' or a token if the model is gated";
-  if (beginning.starts_with("GGUF"))
-    return Recognised{ErrorCode::unsupported, "a GGUF file, which this version of weft does not read", "name a model in safetensors"};
   if (beginning.starts_with("ggml") || beginning.starts_with("lmgg") || beginning.starts_with("fmgg") || beginning.starts_with("tjgg"))
     return Recognised{ErrorCode::unsupported, "a GGML file, a format of the past", "name a model in safetensors"};
   if (beginning.starts_with("\x93NUMPY")) return Recognised{ErrorCode::unsupported, "a NumPy array (.npy)", "name a model in safetensors"};
@@ -59,7 +58,7 @@ std::optional<Recognised> recognise_other(std::string_view beginning) {
   return std::nullopt;
 }
 
-enum class Form { safetensors, json, torch };
+enum class Form { safetensors, json, torch, gguf };
 
 /// Which reader a file is for; the content decides. Throws for what is neither.
 Form recognise(const File& file) {
@@ -74,6 +73,7 @@ Form recognise(const File& file) {
     for (std::size_t i = 8; i-- > 0;) length = length << 8 | static_cast<unsigned char>(beginning[i]);
     if (length <= kMaxSafetensorsHeaderBytes && beginning[8] == '{') return Form::safetensors;
   }
+  if (beginning.starts_with("GGUF")) return Form::gguf;
   if (beginning.starts_with("PK\3\4") || beginning.starts_with("PK\5\6")) return Form::torch;
   if (beginning.size() > 1 && beginning[0] == '\x80' && beginning[1] >= 2 && beginning[1] <= 5) return Form::torch;
   if (const std::optional<Recognised> other = recognise_other(beginning))
@@ -110,6 +110,8 @@ std::shared_ptr<const Checkpoint> open_weights_file(const std::filesystem::path&
       return open_shards(file, named, std::move(warnings), options);
     case Form::torch:
       return open_torch_files({file}, named, std::move(warnings), options);
+    case Form::gguf:
+      return std::make_shared<GgufCheckpoint>(file, named, std::move(warnings));
     case Form::safetensors:
       break;
   }

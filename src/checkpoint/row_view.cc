@@ -370,6 +370,7 @@ class TensorSelection final : public Checkpoint {
       TensorInfo tensor = *part.from.tensor;
       tensor.name = std::move(part.name);
       tensor.file_index += at->second;
+      tensor.stored_as.clear();  // a view has values only
       if (part.num_rows) cut(tensor, *part.num_rows, checkpoint);
       tensors_.push_back(std::move(tensor));
       from_.push_back(std::move(part.from));

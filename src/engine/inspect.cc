@@ -55,7 +55,7 @@ ModelInfo inspect(std::string_view model) {
   result.tensors.reserve(checkpoint->tensors().size());
   for (const TensorInfo& tensor : checkpoint->tensors()) {
     result.num_parameters += tensor.num_elements;
-    result.size_bytes += tensor.size_bytes;
+    result.size_bytes += bytes_in_file(tensor);
     const model::Role role = model::role_of(architecture, tensor.name);
     result.tensors.push_back(
         {tensor, result.files[tensor.file_index].path.filename().string(), role == model::Role::unknown ? "" : std::string(model::to_string(role))});

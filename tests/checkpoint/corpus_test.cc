@@ -10,6 +10,9 @@
 #define LLVMFuzzerTestOneInput fuzz_json
 #include "../../fuzz/json.cc"
 #undef LLVMFuzzerTestOneInput
+#define LLVMFuzzerTestOneInput fuzz_gguf_header
+#include "../../fuzz/gguf_header.cc"
+#undef LLVMFuzzerTestOneInput
 #define LLVMFuzzerTestOneInput fuzz_safetensors_header
 #include "../../fuzz/safetensors_header.cc"
 #undef LLVMFuzzerTestOneInput
@@ -39,6 +42,7 @@ void replay(const std::string& name, Target target) {
 }
 
 TEST(Corpus, safetensors_headers_are_refused_or_stay_inside_the_file) { replay("safetensors_header", fuzz_safetensors_header); }
+TEST(Corpus, gguf_headers_are_refused_or_stay_inside_the_file) { replay("gguf_header", fuzz_gguf_header); }
 TEST(Corpus, shard_indices_are_refused_or_name_plain_files) { replay("shard_index", fuzz_shard_index); }
 TEST(Corpus, json_is_refused_or_reads_back_the_same) { replay("json", fuzz_json); }
 

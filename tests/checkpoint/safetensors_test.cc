@@ -462,7 +462,7 @@ TEST(SafetensorsFile, what_is_no_safetensors_file_is_said_whatever_its_name) {
   const std::string pad(600, 'x');
   const std::vector<Case> cases = {
       {"", ErrorCode::corrupt, "the file is empty", "fetch it again"},
-      {"GGUF" + std::string("\3\0\0\0", 4) + pad, ErrorCode::unsupported, "a GGUF file", "safetensors"},
+      {"GGUF" + std::string("\3\0\0\0", 4) + pad, ErrorCode::corrupt, "GGUF header", "fetch it again"},
       {"PK\3\4" + pad, ErrorCode::corrupt, "zip archive: its directory is missing", "fetch it again"},
       {std::string("PK\3\4\0\0\x08\x08", 8) + pad, ErrorCode::corrupt, "zip archive: its directory is missing", "fetch it again"},
       {"\x80\2\x8a\nl" + pad, ErrorCode::unsupported, "a Python pickle", "never runs a pickle"},

@@ -247,8 +247,6 @@ TEST_F(Folder, folders_without_safetensors_say_what_they_hold_and_what_to_do) {
   put("training_args.bin");
   put("optimizer.pt");
   EXPECT_WEFT_ERROR(open_checkpoint(path()), unsupported, "weights of another format ('tf_model.h5')");
-  put("model.Q4_K_M.gguf");
-  EXPECT_WEFT_ERROR(open_checkpoint(path()), unsupported, "GGUF weights ('model.Q4_K_M.gguf')");
   put("model-00001-of-00003.safetensors");
   EXPECT_WEFT_ERROR(open_checkpoint(path()), not_found, "no model.safetensors.index.json");
 }

@@ -141,7 +141,7 @@ const std::vector<Damage>& damages() {
        },
        "corrupt", "not an object", kFile, ""},
       {"a_gguf_with_the_wrong_name", "base",
-       [](const fs::path& f) { replace_file(f, std::string("GGUF\3\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", 24)); }, "unsupported", "GGUF", kFile, ""},
+       [](const fs::path& f) { replace_file(f, std::string("GGUF\3\0\0\0\1", 9) + std::string(15, '\0')); }, "corrupt", "GGUF", kFile, ""},
       {"a_pickle_with_the_wrong_name", "base", [](const fs::path& f) { replace_file(f, std::string("PK\3\4", 4) + std::string(60, 'x')); },
        "corrupt", "zip archive", kFile, ""},
       {"a_git_lfs_pointer", "base",

@@ -351,7 +351,7 @@ TEST_F(Verify, what_is_no_model_of_ours_is_an_error_not_a_result) {
   EXPECT_WEFT_ERROR(check(), not_found, "empty");
   EXPECT_WEFT_ERROR(verify((folder_ / "nothing").string()), not_found, "no file or folder");
   write_file(folder_ / "model.gguf", "GGUF\3" + std::string(100, 'x'));
-  EXPECT_WEFT_ERROR(check(), unsupported, "GGUF");
+  EXPECT_WEFT_ERROR(check(), unsupported, "GGUF header: version");
   EXPECT_WEFT_ERROR(verify((folder_ / "model.gguf").string()), unsupported, "GGUF");
   write_file(folder_ / "adapter_config.json", "{}");
   EXPECT_WEFT_ERROR(check(), unsupported, "adapter");
