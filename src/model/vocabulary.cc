@@ -83,7 +83,9 @@ TokenizerKind kind_of(const Json& model, const fs::path& file) {
   return model.find("max_input_chars_per_word") != nullptr ? TokenizerKind::wordpiece : TokenizerKind::wordlevel;
 }
 
-Vocabulary from_tokenizer_json(const Json& json, const Json* config, const fs::path& file) {
+}  // namespace
+
+TokenizerEntries read_tokenizer_entries(const Json& json, const Json* config, const fs::path& file) {
   const Json* model = json.find("model");
   if (model == nullptr || !model->is_object()) damaged(file, "this is no tokenizer: it has no 'model'", "model");
   const TokenizerKind kind = kind_of(*model, file);
@@ -131,8 +133,10 @@ Vocabulary from_tokenizer_json(const Json& json, const Json* config, const fs::p
     }
     added.insert(added.begin() + static_cast<std::ptrdiff_t>(in_file), more.begin(), more.end());
   }
-  return Vocabulary(kind, std::move(entries), std::move(added), file);
+  return {kind, std::move(entries), std::move(added)};
 }
+
+namespace {
 
 /// Lines of a vocab.txt; of equal lines the last one counts, as for a Python dictionary.
 std::vector<Vocabulary::Entry> entries_of_lines(std::string_view text, const fs::path& file) {
@@ -320,7 +324,8 @@ TokenizerFolder read_tokenizer(const std::filesystem::path& folder) {
   result.tokenizer_json = read_if_there(folder, result.files, "tokenizer.json");
   const Json* config = result.tokenizer_config.get();
   if (result.tokenizer_json) {
-    result.vocabulary = from_tokenizer_json(*result.tokenizer_json, config, folder / "tokenizer.json");
+    TokenizerEntries entries = read_tokenizer_entries(*result.tokenizer_json, config, folder / "tokenizer.json");
+    result.vocabulary = Vocabulary(entries.kind, std::move(entries.model), std::move(entries.added), folder / "tokenizer.json");
   } else if (has("vocab.json")) {
     const fs::path file = folder / "vocab.json";
     const TokenizerKind kind = has("merges.txt") ? TokenizerKind::bpe : TokenizerKind::wordlevel;

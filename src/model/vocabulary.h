@@ -103,6 +103,15 @@ struct TokenizerFolder {
   void require_readable(std::string_view why) const;
 };
 
+/// The tokens of a tokenizer.json: those of its model, and the added ones (which may repeat them), also those that only tokenizer_config.json knows.
+struct TokenizerEntries {
+  TokenizerKind kind = TokenizerKind::none;
+  std::vector<Vocabulary::Entry> model;
+  std::vector<AddedToken> added;
+};
+/// config: tokenizer_config.json, or null. Errors: corrupt, unsupported.
+[[nodiscard]] TokenizerEntries read_tokenizer_entries(const Json& json, const Json* config, const std::filesystem::path& file);
+
 /// Names of the files of a folder that belong to its tokenizer, chat template included; sorted.
 [[nodiscard]] std::vector<std::string> tokenizer_files(const std::filesystem::path& folder);
 
