@@ -8,6 +8,7 @@ Command verify_command();
 Command diff_command();
 Command convert_command();
 Command merge_command();
+Command run_command();
 Command edit_command();
 Command edit_dump_command();
 Command methods_command();

@@ -152,6 +152,7 @@ std::vector<Command> all_commands() {
       diff_command(),
       convert_command(),
       merge_command(),
+      run_command(),
       edit_command(),
       edit_dump_command(),
       methods_command(),

@@ -8,4 +8,5 @@
 #include "weft/job.h"
 #include "weft/merge.h"
 #include "weft/methods.h"
+#include "weft/recipe.h"
 #include "weft/version.h"

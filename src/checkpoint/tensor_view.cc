@@ -50,6 +50,7 @@ class SingleView : public Checkpoint {
     metadata_ = source_.checkpoint->metadata();
     files_.assign(source_.checkpoint->files().begin(), source_.checkpoint->files().end());
     tensors_.push_back(*source_.tensor);
+    tensors_.front().stored_as.clear();  // a view has values only
   }
   /// To be called once the one tensor is described.
   void finish() {

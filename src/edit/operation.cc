@@ -240,7 +240,7 @@ class Set final : public Operation {
     Effect effect{.num_tensors = 1};
     if (old == nullptr) {
       effect.example = fmt::format("{} {} {} added", name_, to_string(values.tensor->dtype), to_string(values.tensor->shape));
-      model.tensors.push_back({name_, std::move(values), {file_}, {"set"}});
+      model.tensors.push_back({name_, values, values, {file_}, {"set"}});
       return effect;
     }
     const TensorInfo& before = *old->values.tensor;
@@ -252,6 +252,7 @@ class Set final : public Operation {
     if (values.tensor->shape != before.shape)
       warnings.push_back(fmt::format("{} was {} and becomes {}", in_quotes(name_), to_string(before.shape), to_string(values.tensor->shape)));
     effect.example = fmt::format("{} {} {} from {}", name_, to_string(values.tensor->dtype), to_string(values.tensor->shape), file_);
+    old->source = values;
     old->values = std::move(values);
     old->inputs = {file_};
     old->steps = {"set"};

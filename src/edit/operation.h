@@ -18,6 +18,7 @@ namespace weft::edit {
 struct Tensor {
   std::string name;
   TensorRef values;                 ///< under whatever name it had
+  TensorRef source;                 ///< what the values were before anything was done to them
   std::vector<std::string> inputs;  ///< "MODEL:TENSOR", for plans
   std::vector<std::string> steps;   ///< what was done to the values: "transpose", "cast"
 };

@@ -8,12 +8,50 @@
 #include "base/file.h"
 #include "checkpoint/model_folder.h"
 #include "engine/model_config.h"
+#include "engine/stream_checkpoint.h"
+#include "model/config_json.h"
 #include "weft/error.h"
 
 namespace weft::engine {
 namespace {
 
 namespace fs = std::filesystem;
+
+/// The tensor behind renames and casts.
+TensorRef behind(TensorRef tensor, bool& casts) {
+  while (true) {
+    TensorRef next = without_renames(tensor);
+    if (std::optional<TensorRef> source = cast_from(next)) {
+      next = *std::move(source);
+      casts = true;
+    }
+    if (next.tensor == tensor.tensor) return next;
+    tensor = std::move(next);
+  }
+}
+
+bool narrow(const std::optional<DType>& dtype) { return dtype && *dtype != DType::f32 && *dtype != DType::f64; }
+
+/// The plan of a tensor that another step computes and nothing but this output needs, to be run with the output's own: the passes of its method then
+/// go through the threads and the budget of the one walk. Nothing where it has to be read through its checkpoint.
+std::optional<StreamTensor> planned(const edit::Tensor& part, const std::map<const TensorInfo*, int>& uses) {
+  bool casts = false;
+  const TensorRef source = behind(part.values, casts);
+  auto* stream = const_cast<StreamCheckpoint*>(dynamic_cast<const StreamCheckpoint*>(source.checkpoint.get()));
+  if (stream == nullptr || source.tensor != part.source.tensor || uses.at(source.tensor) != 1) return std::nullopt;
+  const DType made = source.tensor->dtype, written = part.values.tensor->dtype;
+  if (made != written) {
+    // The values pass through one narrow type on their way to the last one; two are more than a plan can say.
+    const StreamTensor& plan = stream->plan(*source.tensor);
+    if (narrow(made) && narrow(plan.compute_dtype) && plan.compute_dtype != made) return std::nullopt;
+  }
+  std::optional<StreamTensor> tensor = stream->take(*source.tensor);
+  if (tensor && made != written) {
+    if (narrow(made)) tensor->compute_dtype = made;
+    tensor->dtype = written;
+  }
+  return tensor;
+}
 
 std::string joined(const std::vector<std::string>& words) {
   std::string text;
@@ -33,7 +71,7 @@ LazyModel open_lazy_model(std::string_view model) {
   lazy.metadata = checkpoint->metadata();
   lazy.warnings.assign(checkpoint->warnings().begin(), checkpoint->warnings().end());
   for (const TensorInfo& tensor : checkpoint->tensors())
-    lazy.parts.tensors.push_back({tensor.name, {checkpoint, &tensor}, {fmt::format("{}:{}", model, tensor.name)}, {}});
+    lazy.parts.tensors.push_back({tensor.name, {checkpoint, &tensor}, {checkpoint, &tensor}, {fmt::format("{}:{}", model, tensor.name)}, {}});
   if (lazy.parts.tensors.empty())
     throw Error(ErrorCode::invalid_argument, "the model holds no tensors", {.file = path.string()}, "name a model that has some");
   const std::optional<fs::path> folder = folder_of_model(path);
@@ -60,6 +98,41 @@ std::vector<edit::Effect> apply_operations(LazyModel& model, const std::vector<s
   return effects;
 }
 
+void cast_all(LazyModel& model, DType dtype) {
+  for (edit::Tensor& tensor : model.parts.tensors) {
+    const TensorInfo& info = *tensor.values.tensor;
+    if (!is_decodable_float(info.dtype) || info.dtype == dtype) continue;
+    if (dtype == DType::f4 && (info.shape.empty() || info.shape.back() % 2 != 0)) continue;
+    tensor.values = cast_tensor(tensor.values, dtype);
+    tensor.steps.emplace_back("cast");
+  }
+  if (!model.parts.config) return;
+  model::set_dtype(*model.parts.config, dtype);
+  model.config_changed = true;
+}
+
+std::shared_ptr<const Checkpoint> checkpoint_of(const LazyModel& model) {
+  std::vector<NamedTensor> tensors;
+  for (const edit::Tensor& tensor : model.parts.tensors) tensors.push_back({tensor.values, tensor.name});
+  return select_tensors(tensors, *model.parts.tensors.front().values.checkpoint);
+}
+
+void write_companions(const LazyModel& model, const fs::path& folder) {
+  for (const CompanionFile& file : model.companions) {
+    if (file.name == "config.json" && model.parts.config) continue;
+    fs::create_directories((folder / file.name).parent_path());
+    if (file.copy_of) {
+      fs::copy_file(*file.copy_of, folder / file.name);
+    } else {
+      File(folder / file.name, FileMode::create_new).write(0, std::as_bytes(std::span(file.content)));
+    }
+  }
+  if (model.parts.config) {
+    const std::string text = write_json(*model.parts.config, 2);
+    File(folder / "config.json", FileMode::create_new).write(0, std::as_bytes(std::span(text)));
+  }
+}
+
 OutputJob output_job_of(LazyModel model, const fs::path& output) {
   if (const std::string extension = output.extension().string(); extension == ".gguf" || extension == ".npz")
     throw Error(ErrorCode::unsupported, fmt::format("this command does not write {} files", extension), {.file = output.string()},
@@ -70,7 +143,21 @@ OutputJob output_job_of(LazyModel model, const fs::path& output) {
   job.input_paths = std::move(model.input_paths);
   job.header_metadata = std::move(model.metadata);
   job.warnings = std::move(model.warnings);
+  std::map<const TensorInfo*, int> uses;
+  for (const edit::Tensor& part : model.parts.tensors) ++uses[part.source.tensor];
   for (edit::Tensor& part : model.parts.tensors) {
+    PlannedTensor described;
+    described.name = part.name;
+    described.dtype = part.values.tensor->dtype;
+    described.shape = part.values.tensor->shape;
+    described.inputs = std::move(part.inputs);
+    described.method = part.steps.empty() ? "copy" : joined(part.steps);
+    job.described.push_back(std::move(described));
+    if (std::optional<StreamTensor> other = planned(part, uses)) {
+      other->name = part.name;
+      job.tensors.push_back(*std::move(other));
+      continue;
+    }
     StreamTensor tensor;
     tensor.name = part.name;
     tensor.shape = part.values.tensor->shape;
@@ -83,14 +170,7 @@ OutputJob output_job_of(LazyModel model, const fs::path& output) {
     }
     tensor.input_names = {model.name};
     tensor.checks_finite = tensor.dtype != tensor.inputs.front().tensor->dtype;
-    PlannedTensor described;
-    described.name = part.name;
-    described.dtype = tensor.dtype;
-    described.shape = tensor.shape;
-    described.inputs = std::move(part.inputs);
-    described.method = part.steps.empty() ? "copy" : joined(part.steps);
     job.tensors.push_back(std::move(tensor));
-    job.described.push_back(std::move(described));
   }
   if (job.single_file) return job;
   for (CompanionFile& file : model.companions) {

@@ -31,6 +31,14 @@ struct LazyModel {
 [[nodiscard]] std::vector<edit::Effect> apply_operations(LazyModel& model, const std::vector<std::unique_ptr<edit::Operation>>& operations,
                                                          const std::vector<edit::Request>& requests);
 
+/// Casts every floating-point tensor; config.json follows.
+void cast_all(LazyModel& model, DType dtype);
+
+/// Its tensors as they are now.
+[[nodiscard]] std::shared_ptr<const Checkpoint> checkpoint_of(const LazyModel& model);
+/// Writes the files beside the weights, config.json as it is now, into an empty folder.
+void write_companions(const LazyModel& model, const std::filesystem::path& folder);
+
 /// What writes it, to a folder or, for a name that ends in .safetensors, a file. Errors: unsupported for other containers.
 [[nodiscard]] OutputJob output_job_of(LazyModel model, const std::filesystem::path& output);
 

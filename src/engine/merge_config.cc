@@ -798,6 +798,11 @@ MergeConfig parse_merge_config(std::string_view text, const std::string& file, c
   return Reader(file, options, warnings).read(*first);
 }
 
+MergeConfig parse_merge_config(const yaml::Document& document, const std::string& file, const MergeConfigOptions& options,
+                               std::vector<std::string>& warnings) {
+  return Reader(file, options, warnings).read(document);
+}
+
 std::vector<MergeConfig> parse_merge_configs(std::string_view text, const std::string& file, const MergeConfigOptions& options,
                                              std::vector<std::string>& warnings) {
   std::vector<MergeConfig> configs;

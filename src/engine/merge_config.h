@@ -143,6 +143,10 @@ struct MergeConfigOptions {
 [[nodiscard]] MergeConfig parse_merge_config(std::string_view text, const std::string& file, const MergeConfigOptions& options,
                                              std::vector<std::string>& warnings);
 
+/// One document, or part of one (a step of a recipe), that is parsed already; text: what the result counts as written from.
+[[nodiscard]] MergeConfig parse_merge_config(const yaml::Document& document, const std::string& file, const MergeConfigOptions& options,
+                                             std::vector<std::string>& warnings);
+
 /// Several documents, in order of dependency (a document may use the `name` of another as a model). Names must differ, one document at most is
 /// unnamed, and no result may need itself.
 [[nodiscard]] std::vector<MergeConfig> parse_merge_configs(std::string_view text, const std::string& file, const MergeConfigOptions& options,

@@ -15,7 +15,7 @@ using weft::testing::MemoryCheckpoint;
 Model model_of(std::vector<MemoryCheckpoint::Tensor> tensors, const char* config = nullptr) {
   auto memory = std::make_shared<MemoryCheckpoint>(std::move(tensors));
   Model model;
-  for (const TensorInfo& tensor : memory->tensors()) model.tensors.push_back({tensor.name, {memory, &tensor}, {"m:" + tensor.name}, {}});
+  for (const TensorInfo& tensor : memory->tensors()) model.tensors.push_back({tensor.name, {memory, &tensor}, {memory, &tensor}, {"m:" + tensor.name}, {}});
   if (config != nullptr) model.config = parse_json(config, "config.json");
   return model;
 }
