@@ -27,7 +27,7 @@ struct TensorInfo {
   std::uint64_t size_bytes = 0;
   std::uint32_t file_index = 0;     ///< into Checkpoint::files()
   std::uint64_t offset_bytes = 0;   ///< of the first byte, from the start of that file
-  std::string stored_as;            ///< "Q4_K": the file holds blocks that reading decodes to dtype; empty: the file holds dtype
+  std::string stored_as = {};       ///< "Q4_K": the file holds blocks that reading decodes to dtype; empty: the file holds dtype
   std::uint64_t stored_bytes = 0;   ///< in the file, where stored_as is given
 };
 
