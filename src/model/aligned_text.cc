@@ -50,6 +50,29 @@ void AlignedText::transform(std::span<const Change> changes, std::size_t skipped
   source_ = std::move(sources);
 }
 
+void AlignedText::Rewriting::put(std::string_view part, std::size_t begin, std::size_t end) {
+  out_ += part;
+  if (!text_.tracked_) return;
+  SourceRange source{text_.base_, text_.base_};
+  if (begin < end)
+    source = {text_.source_[begin].begin, text_.source_[end - 1].end};
+  else if (begin < text_.source_.size())
+    source = {text_.source_[begin].begin, text_.source_[begin].begin};
+  else if (!text_.source_.empty())
+    source = {text_.source_.back().end, text_.source_.back().end};
+  source_.resize(out_.size(), source);
+}
+
+void AlignedText::Rewriting::drop(std::size_t size_bytes) {
+  out_.resize(out_.size() - size_bytes);
+  if (text_.tracked_) source_.resize(out_.size());
+}
+
+void AlignedText::Rewriting::finish() {
+  text_.text_ = std::move(out_);
+  text_.source_ = std::move(source_);
+}
+
 void AlignedText::prepend(std::string_view prefix) {
   if (text_.empty()) return;
   text_.insert(0, prefix);

@@ -51,6 +51,20 @@ class AlignedText {
   /// Replaces each character by another.
   template <typename Map>
   void map(Map&& map);
+  /// Builds another text from parts of this one; what is put says which bytes of this text it replaces.
+  class Rewriting {
+   public:
+    explicit Rewriting(AlignedText& text) : text_(text) { out_.reserve(text.text_.size() + 8); }
+    void put(std::string_view part, std::size_t begin, std::size_t end);
+    [[nodiscard]] bool ends_with(std::string_view part) const noexcept { return out_.ends_with(part); }
+    void drop(std::size_t size_bytes);
+    void finish();
+
+   private:
+    AlignedText& text_;
+    std::string out_;
+    std::vector<SourceRange> source_;
+  };
   /// In front of a text that is not empty.
   void prepend(std::string_view text);
   struct Match {

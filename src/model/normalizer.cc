@@ -424,8 +424,8 @@ Charsmap::Charsmap(std::string_view blob, const std::filesystem::path& file, con
     refuse("has " + std::to_string(blob.size()) + " bytes, but its trie is said to have " + std::to_string(trie_bytes));
   units_.resize(trie_bytes / 4);
   for (std::size_t i = 0; i < units_.size(); ++i) units_[i] = u32(4 + 4 * i);
-  texts_ = with_replacement_characters(blob.substr(4 + trie_bytes));
-  if (texts_.size() != blob.size() - 4 - trie_bytes) refuse("holds a text that is not UTF-8");
+  texts_ = blob.substr(4 + trie_bytes);
+  if (!is_valid_utf8(texts_)) refuse("holds a text that is not UTF-8");
 }
 
 std::string_view Charsmap::replacement(std::uint32_t offset) const noexcept {

@@ -38,10 +38,10 @@ struct Padding {
 };
 
 struct EncodeOptions {
-  bool add_special_tokens = true;        ///< what the tokenizer puts around a text: <s>, [CLS], ...
-  bool recognise_special_tokens = true;  ///< special tokens written in the text become their ids; otherwise they are ordinary text
-  bool tokens = false;                   ///< also the tokens' texts
-  bool offsets = false;                  ///< also where in the text each token stands; costs time
+  bool add_special_tokens = true;             ///< what the tokenizer puts around a text: <s>, [CLS], ...
+  bool recognise_special_tokens = true;       ///< special tokens written in the text become their ids; otherwise they are ordinary text
+  bool tokens = false;                        ///< also the tokens' texts
+  bool offsets = false;                       ///< also where in the text each token stands; costs time
   std::optional<Truncation> truncation = {};  ///< nothing is cut off or filled up unless asked, whatever the tokenizer's file says
   std::optional<Padding> padding = {};
 };

@@ -78,6 +78,10 @@ class Tokenizer::Impl {
   mutable std::vector<std::unique_ptr<ModelScratch>> pool_;
 };
 
+struct SentencePieceFile;
+/// A tokenizer of SentencePiece's pieces, wherever they come from. config: tokenizer_config.json, or null.
+[[nodiscard]] std::unique_ptr<Tokenizer::Impl> impl_from_pieces(SentencePieceFile file, const Json* config, const std::filesystem::path& path);
+
 /// Cuts an encoding to max_length tokens; the rest goes into windows.
 void cut_windows(Encoding& encoding, std::size_t max_length, std::size_t stride, Truncation::Direction direction);
 
