@@ -11,6 +11,7 @@ Command merge_command();
 Command run_command();
 Command edit_command();
 Command edit_dump_command();
+Command tokenize_command();
 Command methods_command();
 
 // The merge command as mergekit's programs of these names.

@@ -155,6 +155,7 @@ std::vector<Command> all_commands() {
       run_command(),
       edit_command(),
       edit_dump_command(),
+      tokenize_command(),
       methods_command(),
       help_command(),
       generate_command(),

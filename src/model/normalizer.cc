@@ -22,8 +22,6 @@ namespace fs = std::filesystem;
 
 // ---- Unicode forms -------------------------------------------------------------------------------------------------------------------------
 
-int combining_class(char32_t c) noexcept { return c < 0x300 ? 0 : utf8proc_get_property(static_cast<utf8proc_int32_t>(c))->combining_class; }
-
 bool has_young_decomposition(char32_t c) noexcept {
   for (const CodePointRange& range : kNoDecomposition)
     if (c >= range.first && c <= range.last) return true;

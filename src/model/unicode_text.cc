@@ -174,6 +174,12 @@ bool is_bert_accent(char32_t c) noexcept {
   return c == 0x1734 || c == 0x1171E || (category(c) == kMn && !in_ranges(c, kNoBertAccents));
 }
 
+int combining_class(char32_t c) noexcept {
+  if (c < 0x300) return 0;
+  const int known = utf8proc_get_property(static_cast<utf8proc_int32_t>(c))->combining_class;
+  return known == 0 || in_ranges(c, kNoAccents) ? 0 : known;
+}
+
 bool is_cjk_ideograph(char32_t c) noexcept {
   return (c >= 0x4E00 && c <= 0x9FFF) || (c >= 0x3400 && c <= 0x4DBF) || (c >= 0x20000 && c <= 0x2A6DF) || (c >= 0x2A700 && c <= 0x2B73F) ||
          (c >= 0x2B740 && c <= 0x2B81F) || (c >= 0x2B920 && c <= 0x2CEAF) ||  // so in the reference: 2B820 to 2B91F are left out

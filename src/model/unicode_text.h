@@ -48,6 +48,8 @@ void append_utf8(std::string& text, char32_t code_point);
 [[nodiscard]] bool is_bert_control(char32_t c) noexcept;
 [[nodiscard]] bool is_accent(char32_t c) noexcept;       ///< what StripAccents drops
 [[nodiscard]] bool is_bert_accent(char32_t c) noexcept;  ///< what BertNormalizer drops
+/// Canonical combining class, of Unicode 9 as in the normal forms of the tokenizers library: 0 for younger marks.
+[[nodiscard]] int combining_class(char32_t c) noexcept;
 [[nodiscard]] bool is_cjk_ideograph(char32_t c) noexcept;
 
 /// Full lower-case mapping without context; two code points for U+0130, else one.
