@@ -6,6 +6,7 @@ namespace weft::app {
 Command info_command();
 Command verify_command();
 Command diff_command();
+Command measure_command();
 Command convert_command();
 Command merge_command();
 Command run_command();

@@ -150,6 +150,7 @@ std::vector<Command> all_commands() {
       info_command(),
       verify_command(),
       diff_command(),
+      measure_command(),
       convert_command(),
       merge_command(),
       run_command(),

@@ -42,7 +42,7 @@ std::map<std::string, std::vector<std::string>> declared_options() {
 TEST(Command, the_overview_names_every_command) {
   const CommandResult result = run_weft({"help"});
   EXPECT_EQ(result.status, 0);
-  for (const char* name : {"info", "verify", "diff", "convert", "merge", "methods", "help"})
+  for (const char* name : {"info", "verify", "diff", "measure", "convert", "merge", "methods", "help"})
     EXPECT_NE(result.out.find(std::string("\n  ") + name + " "), std::string::npos) << name;
   EXPECT_EQ(run_weft({"--help"}).out, result.out);
 }
@@ -90,7 +90,7 @@ TEST(Command, bash_accepts_its_completion_and_completes_with_it) {
   };
   const CommandResult commands = complete("weft me", "1");
   EXPECT_EQ(commands.err, "");
-  EXPECT_EQ(commands.out, "merge methods\n");
+  EXPECT_EQ(commands.out, "measure merge methods\n");
   EXPECT_EQ(complete("weft diff --exit", "2").out, "--exit-code\n");
   EXPECT_EQ(complete("weft convert --to f", "3").out, "folder\n");
   EXPECT_EQ(complete("weft methods sler", "2").out, "slerp\n");

@@ -1,0 +1,322 @@
+#include "weft/measure.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <memory>
+#include <set>
+
+#include "base/file.h"
+#include "base/text.h"
+#include "commands.h"
+#include "common.h"
+#include "result.h"
+
+namespace weft::app {
+namespace {
+
+struct Arguments {
+  CommonOptions common;
+  std::vector<std::string> models;
+  std::string base;
+  std::vector<std::string> what;
+  std::string csv;
+};
+
+// ---- JSON ----
+
+Json measures_json(const Measures& measures) {
+  Json::Object object;
+  for (const auto& [name, value] : measures.values) {
+    // Counts are shown as such.
+    const bool whole = value == std::floor(value) && std::abs(value) < 9e15;
+    object.emplace_back(name, whole ? Json(static_cast<std::int64_t>(value)) : Json(value));
+  }
+  return Json(std::move(object));
+}
+
+Json texts_json(const std::vector<std::pair<std::string, std::string>>& texts) {
+  Json::Object object;
+  for (const auto& [name, text] : texts) object.emplace_back(name, Json(text));
+  return Json(std::move(object));
+}
+
+Json tensor_json(const MeasuredTensor& tensor) {
+  Json::Object object = {
+      {"name", Json(tensor.name)},         {"role", text_or_null(tensor.role)},        {"block", tensor.block >= 0 ? Json(tensor.block) : Json()},
+      {"shape", shape_json(tensor.shape)}, {"values", measures_json(tensor.measures)}, {"skipped", texts_json(tensor.measures.skipped)}};
+  if (!tensor.measures.labels.empty()) object.emplace_back("labels", texts_json(tensor.measures.labels));
+  if (!tensor.notes.empty()) {
+    Json::Array notes;
+    for (const std::string& note : tensor.notes) notes.emplace_back(note);
+    object.emplace_back("notes", Json(std::move(notes)));
+  }
+  return Json(std::move(object));
+}
+
+Json blocks_json(const std::vector<MeasuredBlock>& blocks) {
+  Json::Array array;
+  for (const MeasuredBlock& block : blocks)
+    array.emplace_back(
+        Json::Object{{"block", Json(block.block)}, {"values", measures_json(block.measures)}, {"skipped", texts_json(block.measures.skipped)}});
+  return Json(std::move(array));
+}
+
+Json report_json(const MeasureReport& report) {
+  Json::Array models, comparisons, findings, warnings;
+  for (const MeasuredModel& model : report.models) {
+    Json::Array tensors;
+    for (const MeasuredTensor& tensor : model.tensors) tensors.push_back(tensor_json(tensor));
+    Json::Object object = {{"path", Json(model.path)},
+                           {"tensors", Json(std::move(tensors))},
+                           {"blocks", blocks_json(model.blocks)},
+                           {"model", measures_json(model.model)}};
+    if (!model.model.skipped.empty()) object.emplace_back("skipped", texts_json(model.model.skipped));
+    models.emplace_back(std::move(object));
+  }
+  for (const ModelComparison& comparison : report.comparisons) {
+    Json::Array names, tensors;
+    for (const std::string& name : comparison.models) names.emplace_back(name);
+    for (const MeasuredTensor& tensor : comparison.tensors) tensors.push_back(tensor_json(tensor));
+    comparisons.emplace_back(Json::Object{{"kind", Json(comparison.kind)},
+                                          {"models", Json(std::move(names))},
+                                          {"base", text_or_null(comparison.base)},
+                                          {"tensors", Json(std::move(tensors))},
+                                          {"blocks", blocks_json(comparison.blocks)},
+                                          {"total", measures_json(comparison.total)},
+                                          {"skipped", texts_json(comparison.total.skipped)}});
+  }
+  for (const MeasureFinding& finding : report.findings)
+    findings.emplace_back(Json::Object{
+        {"severity", Json(finding.severity)}, {"what", Json(finding.what)}, {"where", Json(finding.where)}, {"evidence", Json(finding.evidence)}});
+  for (const std::string& warning : report.warnings) warnings.emplace_back(warning);
+  return Json(Json::Object{{"models", Json(std::move(models))},
+                           {"comparisons", Json(std::move(comparisons))},
+                           {"findings", Json(std::move(findings))},
+                           {"warnings", Json(std::move(warnings))}});
+}
+
+// ---- CSV ----
+
+std::string csv_field(std::string_view text) {
+  if (text.find_first_of(",\"\n\r") == std::string_view::npos) return std::string(text);
+  std::string quoted = "\"";
+  for (const char c : text) quoted += c == '"' ? "\"\"" : std::string(1, c);
+  return quoted + "\"";
+}
+
+/// One line a tensor of each model, one column a measure.
+std::string csv_text(const MeasureReport& report) {
+  std::vector<std::string> columns;
+  std::set<std::string> known;
+  for (const MeasuredModel& model : report.models)
+    for (const MeasuredTensor& tensor : model.tensors)
+      for (const auto& [name, value] : tensor.measures.values)
+        if (known.insert(name).second) columns.push_back(name);
+  std::string text = "model,name,role,block,shape";
+  for (const std::string& column : columns) text += "," + csv_field(column);
+  text += "\n";
+  for (const MeasuredModel& model : report.models) {
+    for (const MeasuredTensor& tensor : model.tensors) {
+      std::string shape;
+      for (const std::int64_t dim : tensor.shape) shape += (shape.empty() ? "" : "x") + std::to_string(dim);
+      text += csv_field(model.path) + "," + csv_field(tensor.name) + "," + csv_field(tensor.role) + "," +
+              (tensor.block >= 0 ? std::to_string(tensor.block) : "") + "," + shape;
+      std::map<std::string_view, double> values;
+      for (const auto& [name, value] : tensor.measures.values) values.emplace(name, value);
+      for (const std::string& column : columns) {
+        const auto found = values.find(column);
+        text += found == values.end() ? "," : fmt::format(",{}", found->second);
+      }
+      text += "\n";
+    }
+  }
+  return text;
+}
+
+void write_csv(const std::string& path, const MeasureReport& report) {
+  const std::string text = csv_text(report);
+  std::FILE* file = path == "-" ? stdout : std::fopen(path.c_str(), "we");
+  const bool written = file != nullptr && std::fwrite(text.data(), 1, text.size(), file) == text.size();
+  const bool closed = file == nullptr || file == stdout || std::fclose(file) == 0;
+  if (!written || !closed) throw Error(ErrorCode::io, "the table cannot be written", {.file = path});
+}
+
+// ---- Text ----
+
+std::string kind_of(const MeasuredTensor& tensor) {
+  if (!tensor.role.empty()) return tensor.role;
+  std::string name = tensor.name;
+  if (const std::size_t dot = name.rfind('.'); dot != std::string::npos) name.resize(dot);
+  return printable(name.substr(name.rfind('.') + 1), 30);
+}
+
+std::string short_number(double value) {
+  if (value == std::floor(value) && std::abs(value) < 1e6) return fmt::format("{:.0f}", value);
+  return std::abs(value) >= 0.01 && std::abs(value) < 1e5 ? fmt::format("{:.4g}", value) : fmt::format("{:.2e}", value);
+}
+
+/// "1.16..1.21" of one measure over tensors.
+std::string range_text(const std::vector<const MeasuredTensor*>& tensors, const char* measure) {
+  double least = 0, most = 0;
+  bool any = false;
+  for (const MeasuredTensor* tensor : tensors) {
+    const double* value = tensor->measures.find(measure);
+    if (value == nullptr) continue;
+    least = any ? std::min(least, *value) : *value;
+    most = any ? std::max(most, *value) : *value;
+    any = true;
+  }
+  if (!any) return "-";
+  const std::string low = short_number(least), high = short_number(most);
+  return low == high ? low : low + ".." + high;
+}
+
+struct Column {
+  const char* measure;
+  const char* title;
+};
+constexpr Column kColumns[] = {{"moments.variance", "variance"}, {"weibull.k", "Weibull k"},  {"ranks.stable_rank", "stable rank"},
+                               {"powerlaw.alpha", "alpha"},      {"powerlaw.D", "D"},         {"mp.spikes", "spikes"},
+                               {"ranks.spectral", "s_1"},        {"gated.mean.io", "mean io"}};
+
+void print_model(const MeasuredModel& model, const Arguments& arguments) {
+  const auto number = [&model](const char* name) {
+    const double* value = model.model.find(name);
+    return value == nullptr ? 0.0 : *value;
+  };
+  std::printf("%s: %s parameters, %.0f tensors, %.0f matrices\n", paint(stdout, Style::bold, printable(model.path)).c_str(),
+              format_count(static_cast<std::uint64_t>(number("model.num_parameters"))).c_str(), number("model.num_tensors"),
+              number("model.num_matrices"));
+  // Kinds in the order in which they first appear; with --verbose every tensor is its own.
+  std::vector<std::pair<std::string, std::vector<const MeasuredTensor*>>> kinds;
+  for (const MeasuredTensor& tensor : model.tensors) {
+    const std::string kind = arguments.common.verbose ? printable(tensor.name) : kind_of(tensor);
+    auto found = std::find_if(kinds.begin(), kinds.end(), [&kind](const auto& each) { return each.first == kind; });
+    if (found == kinds.end()) found = kinds.insert(kinds.end(), {kind, {}});
+    found->second.push_back(&tensor);
+  }
+  std::vector<Column> columns;
+  for (const Column& column : kColumns)
+    if (std::any_of(model.tensors.begin(), model.tensors.end(), [&](const MeasuredTensor& t) { return t.measures.find(column.measure) != nullptr; }))
+      columns.push_back(column);
+  std::vector<Align> aligns = {Align::left, Align::right, Align::left};
+  std::vector<std::string> header = {"kind", "", "shape"};
+  for (const Column& column : columns) {
+    aligns.push_back(Align::right);
+    header.emplace_back(column.title);
+  }
+  Table table(aligns);
+  table.header(header);
+  for (const auto& [kind, tensors] : kinds) {
+    const bool alike = std::all_of(tensors.begin(), tensors.end(), [&](const MeasuredTensor* t) { return t->shape == tensors.front()->shape; });
+    std::vector<std::string> cells = {kind, std::to_string(tensors.size()), alike ? to_string(tensors.front()->shape) : "various"};
+    for (const Column& column : columns) cells.push_back(range_text(tensors, column.measure));
+    table.row(std::move(cells));
+  }
+  table.print(stdout, 2);
+  // What was done with what is no plain matrix, and why others were left out: each reason once.
+  std::map<std::string, std::vector<std::string>> reasons;
+  for (const MeasuredTensor& tensor : model.tensors) {
+    for (const std::string& note : tensor.notes) reasons[note].push_back(tensor.name);
+    std::set<std::string> own;
+    for (const auto& [name, reason] : tensor.measures.skipped)
+      if (reason != "vector" && !reason.starts_with("undefined") && own.insert(reason).second)
+        reasons[name.substr(0, name.find('.')) + ": " + reason].push_back(tensor.name);
+  }
+  for (const auto& [reason, names] : reasons)
+    std::printf("  %s\n",
+                wrap(fmt::format("{}{}: {}", printable(names.front()), names.size() > 1 ? fmt::format(" and {} more", names.size() - 1) : "", reason),
+                     terminal_width(stdout), 4)
+                    .c_str());
+}
+
+void print_comparison(const ModelComparison& comparison) {
+  std::printf("\n%s\n",
+              paint(stdout, Style::bold,
+                    comparison.kind == "pair"   ? fmt::format("{} against {}", printable(comparison.models.front()), printable(comparison.base))
+                    : comparison.kind == "path" ? fmt::format("{} to {}", printable(comparison.base), printable(comparison.models.front()))
+                                                : fmt::format("{} models{}", comparison.models.size(),
+                                                              comparison.base.empty() ? "" : " as task vectors on " + printable(comparison.base)))
+                  .c_str());
+  Table table({Align::left, Align::right});
+  for (const auto& [name, value] : comparison.total.values) table.row({name, short_number(value)});
+  table.print(stdout, 2);
+}
+
+void print_report(const MeasureReport& report, const Arguments& arguments) {
+  bool first = true;
+  for (const MeasuredModel& model : report.models) {
+    if (!first) std::printf("\n");
+    first = false;
+    print_model(model, arguments);
+  }
+  for (const ModelComparison& comparison : report.comparisons) print_comparison(comparison);
+  if (report.findings.empty()) return;
+  std::printf("\n%s\n", paint(stdout, Style::bold, "findings").c_str());
+  for (const MeasureFinding& finding : report.findings) {
+    const Style style = finding.severity == "problem" ? Style::red : finding.severity == "warning" ? Style::yellow : Style::dim;
+    std::printf("  %s %s\n", paint(stdout, style, finding.severity + ":").c_str(),
+                wrap(printable(finding.where, 120) + ": " + finding.what + " (" + finding.evidence + ")", terminal_width(stdout), 4).c_str());
+  }
+}
+
+int run_measure(const Arguments& arguments) {
+  Console console(arguments.common);
+  MeasureOptions options;
+  console.fill(options);
+  options.base = arguments.base;
+  options.what = arguments.what;
+  const MeasureReport report = measure_models(arguments.models, options);
+  console.finish();
+  if (!arguments.csv.empty()) write_csv(arguments.csv, report);
+  if (arguments.common.json) {
+    print_json(report_json(report));
+  } else if (!arguments.common.quiet && arguments.csv != "-") {
+    print_report(report, arguments);
+  }
+  return 0;
+}
+
+}  // namespace
+
+Command measure_command() {
+  auto arguments = std::make_shared<Arguments>();
+  Command command;
+  command.name = "measure";
+  command.family = "Look";
+  command.summary = "what is in these weights, what changed, is it healthy";
+  command.synopsis = "MODEL... [OPTION]...";
+  command.description =
+      "Measures weights, without data: distributions, singular spectra, ranks, power laws, what noise alone would show, neurons; with --base also "
+      "what "
+      "changed, and in which directions; with several models how their changes meet. A line for each kind of layer shows the range, findings say in "
+      "words what stands out. --json and --csv have every number of every tensor, and a reason where there is none.\n\n"
+      "Groups of measures that cost much are left out of large matrices unless named with --what.";
+  command.example = "weft measure models/tiny-german --base models/tiny-base";
+  command.positional("MODEL", arguments->models, kModelHelp);
+  command.group("Measuring");
+  command.path({"--base"}, "MODEL", arguments->base, "compare every model with this one");
+  std::vector<std::string> names;
+  for (const MeasurementDescription& group : list_measurements()) names.push_back(group.name);
+  Option& what = command.custom({"--what"}, "LIST", "groups of measures, separated by commas, or all: " + join(names, ", "),
+                                [arguments](const std::string& text) {
+                                  for (std::size_t begin = 0; begin <= text.size();) {
+                                    const std::size_t end = std::min(text.find(',', begin), text.size());
+                                    if (end > begin) arguments->what.push_back(text.substr(begin, end - begin));
+                                    begin = end + 1;
+                                  }
+                                });
+  what.default_text = "all, but costly ones only for small matrices";
+  what.repeated = true;
+  command.path({"--csv"}, "OUT", arguments->csv, "write a table: a line for each tensor, a column for each measure (- for standard output)");
+  command.number({"--seed"}, arguments->common.seed, "seed of random comparisons").default_text = "0";
+  add_print_options(command, arguments->common);
+  add_job_options(command, arguments->common);
+  command.run = [arguments] { return run_measure(*arguments); };
+  return command;
+}
+
+}  // namespace weft::app

@@ -1,0 +1,100 @@
+#pragma once
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "weft/checkpoint.h"
+#include "weft/dtype.h"
+#include "weft/export.h"
+#include "weft/job.h"
+
+namespace weft {
+
+/// Numbers about one thing, by names of the form `group.key`, in the order in which they were made.
+struct Measures {
+  std::vector<std::pair<std::string, double>> values;        ///< finite
+  std::vector<std::pair<std::string, std::string>> labels;   ///< what is no number: the rule that was used, a warning
+  std::vector<std::pair<std::string, std::string>> skipped;  ///< measure -> why there is no number
+
+  /// Null when absent.
+  [[nodiscard]] WEFT_API const double* find(std::string_view measure) const noexcept;
+  [[nodiscard]] WEFT_API const std::string* find_skipped(std::string_view measure) const noexcept;
+};
+
+struct MeasuredTensor {
+  std::string name;
+  std::string role;  ///< "q", "embed", ...; empty when unknown
+  int block = -1;    ///< number of the layer; -1: outside of the layers
+  Shape shape;
+  DType dtype = DType::f32;
+  Measures measures;
+  std::vector<std::string> notes;  ///< what was done with a tensor that is no plain matrix
+};
+
+/// What a layer as a whole shows.
+struct MeasuredBlock {
+  int block = 0;
+  Measures measures;
+};
+
+struct MeasuredModel {
+  std::string path;
+  std::vector<MeasuredTensor> tensors;
+  std::vector<MeasuredBlock> blocks;
+  Measures model;
+};
+
+/// Models against each other.
+struct ModelComparison {
+  std::string kind;                 ///< "pair": one model against the base; "set": all models, as task vectors against the base; "path": each against the one before
+  std::vector<std::string> models;  ///< with `base`, what is compared
+  std::string base;
+  std::vector<MeasuredTensor> tensors;
+  std::vector<MeasuredBlock> blocks;
+  Measures total;
+};
+
+/// What the numbers say, in words.
+struct MeasureFinding {
+  std::string severity;  ///< "note", "warning", "problem"
+  std::string what;
+  std::string where;
+  std::string evidence;
+};
+
+struct MeasureOptions : JobOptions {
+  std::string base;               ///< a model to compare with; empty: none
+  std::vector<std::string> what;  ///< groups, or "all"; empty: all whose cost is bearable, by tensor
+};
+
+struct MeasureReport {
+  std::vector<MeasuredModel> models;
+  std::vector<ModelComparison> comparisons;
+  std::vector<MeasureFinding> findings;
+  std::vector<std::string> warnings;
+  double elapsed_seconds = 0;
+  std::uint64_t bytes_read = 0;
+};
+
+/// Measures weights; no data is needed. Memory is bounded by the budget; tensors are measured in parallel, each on one thread, so that threads change nothing.
+/// Errors: those of opening and reading; invalid_argument for an unknown group (with the nearest name); out_of_memory, with both numbers, for a tensor
+/// that cannot fit the budget; interrupted. A tensor that cannot be measured is no error: it says why.
+[[nodiscard]] WEFT_API MeasureReport measure_models(std::span<const std::string> models, const MeasureOptions& options = {});
+
+/// A group of measures that are made together.
+struct MeasurementDescription {
+  std::string name;                ///< "weibull"
+  std::string pass;                ///< "elements", "spectrum", "pair", "block", "set"
+  std::string summary;
+  std::string source;              ///< paper or program whose definition this is
+  std::string determinism;         ///< "A", "B", "C"
+  bool costly = false;             ///< left out of large tensors unless named
+  std::vector<std::string> keys;   ///< its measures, without the group
+};
+[[nodiscard]] WEFT_API std::vector<MeasurementDescription> list_measurements();
+
+}  // namespace weft
