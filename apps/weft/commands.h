@@ -13,6 +13,9 @@ Command run_command();
 Command edit_command();
 Command edit_dump_command();
 Command tokenize_command();
+Command forward_command();
+Command eval_command();
+Command generate_text_command();
 Command methods_command();
 
 // The merge command as mergekit's programs of these names.

@@ -1,8 +1,10 @@
 #include "math/neural.h"
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 
-#include "base/check.h"
+#include "math/elementary.h"
 #include "math/simd_config.h"
 #include "weft/error.h"
 
@@ -66,11 +68,17 @@ void soft_cap(float cap, float* x, std::size_t n) {
 void rotate_pairs(float* x, const float* cosine, const float* sine, std::size_t half) { HWY_DYNAMIC_DISPATCH(RotatePairs)(x, cosine, sine, half); }
 
 double log_sum_exp(const float* x, std::size_t n) {
-  double largest = -INFINITY;
-  for (std::size_t i = 0; i < n; ++i) largest = static_cast<double>(x[i]) > largest ? static_cast<double>(x[i]) : largest;
+  constexpr std::size_t kAtOnce = 256;
+  float largest = -INFINITY;
+  for (std::size_t i = 0; i < n; ++i) largest = x[i] > largest ? x[i] : largest;
   double sum = 0;
-  for (std::size_t i = 0; i < n; ++i) sum += std::exp(static_cast<double>(x[i]) - largest);
-  return largest + std::log(sum);
+  std::array<double, kAtOnce> exponentials;
+  for (std::size_t i = 0; i < n; i += kAtOnce) {
+    const std::size_t count = std::min(kAtOnce, n - i);
+    exp_shifted({x + i, count}, -static_cast<double>(largest), {exponentials.data(), count});
+    for (std::size_t j = 0; j < count; ++j) sum += exponentials[j];
+  }
+  return static_cast<double>(largest) + log(sum);
 }
 
 }  // namespace weft::math

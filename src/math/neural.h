@@ -35,7 +35,7 @@ void activate(Activation activation, float* x, std::size_t n);
 /// gate = f(gate) * up.
 void activate_gated(Activation activation, float* gate, const float* up, std::size_t n);
 
-/// x = exp(x - max) / sum; returns nothing for n = 0. Entries of -infinity become 0; some entry is finite.
+/// x = exp(x - max) / sum. Entries of -infinity become 0; some entry is finite.
 void softmax(float* x, std::size_t n);
 /// x = cap * tanh(x / cap).
 void soft_cap(float cap, float* x, std::size_t n);

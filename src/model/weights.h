@@ -13,14 +13,10 @@
 #include "model/architecture.h"
 #include "model/network_config.h"
 #include "weft/checkpoint.h"
+#include "weft/forward.h"
 
 // The weights of a network as a forward pass needs them, read from any checkpoint, one block at a time.
 namespace weft::model {
-
-enum class Precision : std::uint8_t {
-  float32,  ///< every product in float32; weights of 16 bits stay so in memory, since their values are the same
-  fast,     ///< weights and the inputs of large products may be rounded to bfloat16
-};
 
 /// Memory that begins at a cache line.
 class AlignedBytes {

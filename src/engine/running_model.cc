@@ -1,0 +1,73 @@
+#include "engine/running_model.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "base/budget.h"
+#include "base/text.h"
+#include "engine/model_config.h"
+#include "model/vocabulary.h"
+#include "weft/error.h"
+
+namespace weft::engine {
+
+ModelFiles open_model_files(std::string_view model) {
+  ModelFiles files;
+  files.checkpoint = open_checkpoint(model);
+  const std::filesystem::path path = files.checkpoint->path();
+  std::optional<Json> config;
+  if (const auto folder = folder_of_model(path)) {
+    files.folder = *folder;
+    config = read_model_config(*folder);
+  }
+  if (!config)
+    throw Error(ErrorCode::not_found, "there is no config.json beside the weights, which says how they run", {.file = path.string()},
+                "name the model's folder");
+  files.config = std::move(*config);
+  return files;
+}
+
+RunningModel::RunningModel(std::string_view model, const RunOptions& options) : options_(options), files_(open_model_files(model)) {
+  network_ = std::make_unique<model::Network>(files_.checkpoint, files_.config,
+                                              model::NetworkOptions{.precision = options.precision,
+                                                                    .threads = options.threads,
+                                                                    .memory_bytes = options.memory_bytes,
+                                                                    .allow_non_finite = options.allow_non_finite});
+  for (const std::string& warning : files_.checkpoint->warnings()) warn(warning);
+  for (const std::string& warning : network_->warnings()) warn(warning);
+}
+
+void RunningModel::warn(const std::string& text) {
+  warnings_.push_back(text);
+  if (options_.on_warning) options_.on_warning(text);
+}
+
+bool RunningModel::has_tokenizer() const { return !model::tokenizer_files(files_.folder).empty(); }
+
+const model::Tokenizer& RunningModel::tokenizer(std::string_view why) {
+  if (tokenizer_) return *tokenizer_;
+  if (!has_tokenizer())
+    throw Error(ErrorCode::not_found, fmt::format("the model has no tokenizer, which {} needs", why), {.file = files_.folder.string()},
+                "put its tokenizer.json beside config.json, or give token ids");
+  tokenizer_.emplace(model::Tokenizer::open(files_.folder));
+  if (static_cast<std::int64_t>(tokenizer_->num_ids()) > config().vocab)
+    warn(fmt::format("the tokenizer has ids up to {}, but the model's vocabulary ends at {}: some texts cannot be run", tokenizer_->num_ids() - 1,
+                     config().vocab - 1));
+  return *tokenizer_;
+}
+
+std::size_t RunningModel::rows_at_once() const {
+  constexpr std::size_t kUsual = 2048;
+  if (network_->is_resident()) return kUsual;
+  const std::uint64_t budget = MemoryBudget(options_.memory_bytes).limit_bytes();
+  const std::uint64_t row_bytes = static_cast<std::uint64_t>(config().hidden + 2 * config().kv_heads * config().head_dim) * sizeof(float);
+  return static_cast<std::size_t>(std::clamp<std::uint64_t>(budget / 8 / row_bytes, kUsual, std::uint64_t{1} << 20));
+}
+
+void RunningModel::check_cancelled() const {
+  if (options_.cancel != nullptr && options_.cancel->load()) throw Error(ErrorCode::interrupted, "interrupted", {}, "the same command starts again");
+}
+
+}  // namespace weft::engine

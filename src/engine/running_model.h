@@ -1,0 +1,55 @@
+#pragma once
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "checkpoint/json.h"
+#include "model/network.h"
+#include "model/tokenizer.h"
+#include "weft/checkpoint.h"
+#include "weft/forward.h"
+
+// What every command that runs a model begins with: its weights, config, network and, when asked for, its tokenizer.
+namespace weft::engine {
+
+struct ModelFiles {
+  std::shared_ptr<const Checkpoint> checkpoint;
+  std::filesystem::path folder;  ///< of config.json
+  Json config;
+};
+/// Errors: not_found without a config.json, corrupt, unsupported.
+[[nodiscard]] ModelFiles open_model_files(std::string_view model);
+
+class RunningModel {
+ public:
+  RunningModel(std::string_view model, const RunOptions& options);
+
+  [[nodiscard]] model::Network& network() noexcept { return *network_; }
+  [[nodiscard]] const model::NetworkConfig& config() const noexcept { return network_->config(); }
+  [[nodiscard]] const Json& json() const noexcept { return files_.config; }
+  [[nodiscard]] const ModelFiles& files() const noexcept { return files_; }
+  /// Read when first asked for. Errors: not_found, saying what needs it; corrupt for one with ids beyond the model's vocabulary.
+  [[nodiscard]] const model::Tokenizer& tokenizer(std::string_view why);
+  [[nodiscard]] bool has_tokenizer() const;
+  /// Of the model; also told to options.on_warning.
+  [[nodiscard]] const std::vector<std::string>& warnings() const noexcept { return warnings_; }
+  void warn(const std::string& text);
+
+  /// How many rows to run at once: many where every run reads the weights anew.
+  [[nodiscard]] std::size_t rows_at_once() const;
+  /// Throws interrupted when the job was cancelled.
+  void check_cancelled() const;
+
+ private:
+  RunOptions options_;
+  ModelFiles files_;
+  std::unique_ptr<model::Network> network_;
+  std::optional<model::Tokenizer> tokenizer_;
+  std::vector<std::string> warnings_;
+};
+
+}  // namespace weft::engine
