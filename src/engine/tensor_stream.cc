@@ -357,7 +357,7 @@ class Stream {
     for (std::uint64_t tile = 0; tile < job.geometry.num_tiles; ++tile) {
       for (std::size_t k = 0; k < job.num_sums; ++k) totals[k] += job.sums[tile * job.num_sums + k];
     }
-    job.sums = {};
+    std::vector<double>().swap(job.sums);
     std::erase(job.tallies, nullptr);
     job.tensor->merge->solve(totals, job.tallies);
     job.tallies.clear();

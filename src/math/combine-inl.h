@@ -233,6 +233,45 @@ void KeepWhereBelow(float* values, const float* uniform, std::size_t n, float pr
   for (; i < n; ++i) KeepWhereBelowVector(d1, values + i, uniform + i, probability);
 }
 
+// ---- Steps of a limited size
+
+template <class D>
+HWY_INLINE void StepVector(D d, const float* base, const float* other, double step, float* out) {
+  const hn::Rebind<float, D> df;
+  const auto origin = LoadAsDouble(d, base);
+  const auto difference = hn::Sub(LoadAsDouble(d, other), origin);
+  const auto near = hn::Le(hn::Abs(difference), hn::Set(d, step));
+  auto stepped = hn::Add(origin, hn::CopySign(hn::Set(d, step), difference));
+  stepped = hn::IfThenElse(hn::IsNaN(difference), difference, stepped);
+  // Where it is near, the other as it is: promoted and back changes nothing.
+  hn::StoreU(RoundToFloat(df, hn::IfThenElse(near, LoadAsDouble(d, other), stepped)), df, out);
+}
+
+void StepToward(const float* base, const float* other, double step, std::size_t n, float* out) {
+  const hn::ScalableTag<double> d;
+  const hn::CappedTag<double, 1> d1;
+  std::size_t i = 0;
+  for (; i + hn::MaxLanes(d) <= n; i += hn::MaxLanes(d)) StepVector(d, base + i, other + i, step, out + i);
+  for (; i < n; ++i) StepVector(d1, base + i, other + i, step, out + i);
+}
+
+template <class D>
+HWY_INLINE void StepPartVector(D d, const float* base, const float* other, double step, double smallest, float* out) {
+  const hn::Rebind<float, D> df;
+  const auto origin = LoadAsDouble(d, base);
+  const auto difference = hn::Sub(LoadAsDouble(d, other), origin);
+  const auto part = hn::Min(hn::Div(hn::Set(d, step), hn::Max(hn::Abs(difference), hn::Set(d, smallest))), hn::Set(d, 1.0));
+  hn::StoreU(RoundToFloat(df, hn::Add(origin, hn::Mul(part, difference))), df, out);
+}
+
+void StepPartWay(const float* base, const float* other, double step, double smallest, std::size_t n, float* out) {
+  const hn::ScalableTag<double> d;
+  const hn::CappedTag<double, 1> d1;
+  std::size_t i = 0;
+  for (; i + hn::MaxLanes(d) <= n; i += hn::MaxLanes(d)) StepPartVector(d, base + i, other + i, step, smallest, out + i);
+  for (; i < n; ++i) StepPartVector(d1, base + i, other + i, step, smallest, out + i);
+}
+
 // ---- Philox4x32-10
 
 inline constexpr std::uint32_t kPhiloxM0 = 0xD2511F53U;

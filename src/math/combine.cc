@@ -25,6 +25,8 @@ HWY_EXPORT(Scale);
 HWY_EXPORT(SignConsensus);
 HWY_EXPORT(KeepAtLeast);
 HWY_EXPORT(KeepWhereBelow);
+HWY_EXPORT(StepToward);
+HWY_EXPORT(StepPartWay);
 HWY_EXPORT(PhiloxBlocks);
 
 namespace {
@@ -129,6 +131,16 @@ void keep_at_least(std::span<float> values, float threshold, std::uint64_t first
 void keep_where_below(std::span<float> values, std::span<const float> uniform, float probability) {
   WEFT_ASSERT(values.size() == uniform.size());
   HWY_DYNAMIC_DISPATCH(KeepWhereBelow)(values.data(), uniform.data(), values.size(), probability);
+}
+
+void step_toward(std::span<const float> base, std::span<const float> other, double step, std::span<float> out) {
+  WEFT_ASSERT(base.size() == out.size() && other.size() == out.size());
+  HWY_DYNAMIC_DISPATCH(StepToward)(base.data(), other.data(), step, out.size(), out.data());
+}
+
+void step_part_way(std::span<const float> base, std::span<const float> other, double step, double smallest, std::span<float> out) {
+  WEFT_ASSERT(base.size() == out.size() && other.size() == out.size());
+  HWY_DYNAMIC_DISPATCH(StepPartWay)(base.data(), other.data(), step, smallest, out.size(), out.data());
 }
 
 void philox_uniform(std::uint64_t key, std::uint32_t model, std::uint32_t stream, std::uint64_t first_element, std::span<float> out) {

@@ -23,8 +23,8 @@ void add(std::span<const float> a, std::span<const float> b, std::span<float> ou
 /// out = a * scale.
 void scale(std::span<const float> a, float factor, std::span<float> out);
 
-/// Sign-consensus sum of TIES. values: the weighted deltas v_k; weights: w_k. s = +1 where sum v_k >= 0, else -1; those with sign(v_k) == s are summed
-/// (an exact zero never matches). mixed[i] = that sum; divisor[i] = the sum of their weights (no guard applied).
+/// Sign-consensus sum of TIES. values: the weighted deltas v_k; weights: w_k. s = +1 where sum v_k >= 0, else -1; those with sign(v_k) == s are
+/// summed (an exact zero never matches). mixed[i] = that sum; divisor[i] = the sum of their weights (no guard applied).
 void sign_consensus(std::span<const float* const> values, std::span<const float> weights, std::span<float> mixed, std::span<float> divisor);
 
 /// Keeps values[i] where the key (|values[i]|, then lower index first) is among the largest: |v| > threshold, or |v| == threshold and
@@ -32,6 +32,11 @@ void sign_consensus(std::span<const float* const> values, std::span<const float>
 void keep_at_least(std::span<float> values, float threshold, std::uint64_t first_index, std::uint64_t last_tie_index);
 /// Zeroes values[i] where uniform[i] >= probability.
 void keep_where_below(std::span<float> values, std::span<const float> uniform, float probability);
+
+/// Moves base[i] toward other[i]: by `step`, or all the way where that is nearer; in float64, rounded once. NaN where either is.
+void step_toward(std::span<const float> base, std::span<const float> other, double step, std::span<float> out);
+/// The same by min(step / max(|other - base|, smallest), 1) of the way, for a step below `smallest`.
+void step_part_way(std::span<const float> base, std::span<const float> other, double step, double smallest, std::span<float> out);
 
 /// u[i] = RandomStream{key, model, stream}.uniform(first_element + i), vectorised. The same numbers as base/philox.h.
 void philox_uniform(std::uint64_t key, std::uint32_t model, std::uint32_t stream, std::uint64_t first_element, std::span<float> out);

@@ -11,14 +11,22 @@ namespace weft::math {
 /// keys[i] = the bits of |values[i]|, which are ordered as the magnitudes are. Returns the largest (0 when empty).
 std::uint32_t magnitude_keys(std::span<const float> values, std::span<std::uint32_t> keys);
 
-/// The count-th largest of the keys, how many are equal to it, and how many of those belong to the count largest. 1 <= count <= keys.size(); keys
-/// below 2^31.
+/// The keys of changes[i] = values[i] - origin[i]; 0 where taken[i] has all bits set (it has all or none). Returns the largest.
+std::uint32_t change_keys(std::span<const float> values, std::span<const float> origin, std::span<const std::uint32_t> taken,
+                          std::span<std::uint32_t> keys);
+
+/// The count-th largest of the keys, and the index of the last of its equals that belongs to the count largest. 1 <= count <= keys.size(); keys below
+/// 2^31, the largest as given. hint: where to look first, such as the threshold of a similar row.
 struct LargestKeys {
   std::uint32_t threshold = 0;
-  std::size_t num_equal = 0;
-  std::size_t num_ties = 0;
+  std::uint32_t last_tie = 0;
 };
-[[nodiscard]] LargestKeys largest_keys(std::span<const std::uint32_t> keys, std::size_t count);
+[[nodiscard]] LargestKeys largest_keys(std::span<const std::uint32_t> keys, std::size_t count, std::uint32_t largest, std::uint32_t hint);
+
+/// Where keys[i] is one of those: sets taken[i], and result[i] to base + factor (value - base) in float64, rounded once (the value itself when factor
+/// is 1). Others stay as they are.
+void take_largest(std::span<const std::uint32_t> keys, const LargestKeys& which, std::span<const float> values, std::span<const float> base,
+                  double factor, std::span<std::uint32_t> taken, std::span<float> result);
 
 /// The smallest multiple of 2^-24 that is not below p (p <= 1). Uniform numbers are such multiples, so u < p exactly when u < this; p itself rounded
 /// to float32 could be off by one.
@@ -26,8 +34,8 @@ struct LargestKeys {
 
 /// Drops entries of a row at random, the smaller ones more often (DELLA). The entry of rank r = 0 .. R-1, ascending by magnitude, stays when its
 /// uniform number is below p(r) = (density - epsilon) + 2 epsilon r / (R - 1); a row of one uses density.
-/// Exact, but without sorting: most numbers decide whatever the rank; a histogram of the magnitudes bounds the ranks of the others, and only entries
-/// whose number falls between the bounds' probabilities are ranked. Time O(R) for the usual, O(R log R) for the worst row.
+/// Exact, as a rule without sorting: most numbers decide whatever the rank; a histogram of the magnitudes bounds the ranks of the others, and only
+/// entries whose number falls between the bounds' probabilities are ranked. Time O(R) for the usual, O(R log R) for the worst row.
 class RowRankMask {
  public:
   /// 0 < density - epsilon, density + epsilon < 1, epsilon >= 0.
@@ -36,15 +44,17 @@ class RowRankMask {
   /// Memory that calls reuse.
   struct Scratch {
     std::vector<std::uint32_t> keys;
-    std::vector<std::uint32_t> buckets;  ///< of each entry
-    std::vector<std::uint32_t> counts;   ///< of each bucket, four times
-    std::vector<std::int32_t> ends;      ///< of each bucket: the rank after its last
-    std::vector<std::uint32_t> next;
-    std::vector<float> keep_below;  ///< of each bucket: its entries stay when their number is below this,
-    std::vector<float> drop_from;   ///< go when it is not below this, else their rank decides
+    std::vector<std::uint32_t> bins;    ///< of each entry
+    std::vector<std::uint32_t> places;  ///< of each entry among those of its bin
+    std::vector<std::uint32_t> counts;  ///< of each fine bin, by halves of the row
+    std::vector<std::int32_t> begins;   ///< of each coarse bin: the rank of its first entry
+    std::vector<float> keep_below;      ///< of each coarse bin: its entries stay when their number is below this,
+    std::vector<float> drop_from;       ///< go when it is not below this, else their rank decides
     std::vector<std::uint32_t> candidates;
-    std::vector<std::uint32_t> members;
-    std::vector<std::uint32_t> ranks;
+    std::vector<float> numbers;  ///< of the candidates
+    std::vector<std::uint32_t> dropped;
+    std::vector<std::uint32_t> listed;
+    std::vector<std::uint32_t> order;
   };
 
   /// Zeroes what is dropped. values, uniform: [R], R < 2^31.
@@ -58,6 +68,9 @@ class RowRankMask {
   }
 
  private:
+  /// The indices of scratch.keys, smallest key first.
+  static std::span<const std::uint32_t> ascending(Scratch& scratch);
+
   double density_;
   double epsilon_;
 };

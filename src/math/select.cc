@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -161,6 +162,12 @@ std::uint64_t length_of_ranges(std::uint64_t num_elements) {
   return (blocks + kNumRanges - 1) / kNumRanges * kBlock;
 }
 
+/// Gives the memory of a vector back, which assigning {} does not.
+template <class T>
+void release(std::vector<T>& v) {
+  std::vector<T>().swap(v);
+}
+
 void add_to(std::vector<std::uint64_t>& sums, std::span<const std::uint64_t> more) {
   for (std::size_t i = 0; i < more.size(); ++i) sums[i] += more[i];
 }
@@ -175,6 +182,7 @@ std::uint64_t scramble(std::uint64_t x) noexcept {
 
 struct TallyOf final : RankSelector::Tally {
   std::uint64_t elements_seen = 0;
+  std::uint64_t num_zeros = 0;
   std::vector<Edge> edges;
   std::vector<Ranges> ranges;
   std::vector<Candidate> candidates;
@@ -196,8 +204,13 @@ struct RankSelector::State {
   Phase phase = Phase::done;
   std::uint64_t elements_seen = 0;
 
-  // keep_all: all of them; sample: the sample's. Workers write disjoint parts. Allocated when the pass begins, because a job makes the selectors of all
-  // its tensors before it runs the first.
+  // A rank that depends on how many are not zero: `ranks` holds a place for it until a whole pass has counted.
+  std::optional<double> share_of_nonzero;
+  bool rank_pending = false;
+  std::uint64_t num_zeros = 0;
+
+  // keep_all: all of them; sample: the sample's. Workers write disjoint parts. Allocated when the pass begins, because a job makes the selectors of
+  // all its tensors before it runs the first.
   std::vector<float> magnitudes;
   std::size_t num_kept = 0;
   std::mutex allocating;
@@ -233,6 +246,8 @@ struct RankSelector::State {
     return tie_rule == Ties::lower_index_is_larger ? larger : equal - 1 - larger;
   }
   void start();
+  /// Takes the pending rank from the number of zeros, which is now known. False when there is none, which ends the search.
+  bool settle_rank();
   void finish_keep_all();
   void finish_sample();
   void start_bracket(const std::vector<Interval>& intervals);
@@ -277,9 +292,30 @@ void RankSelector::State::start() {
   num_kept = static_cast<std::size_t>(wanted * kBlock);
 }
 
+bool RankSelector::State::settle_rank() {
+  if (!rank_pending) return true;
+  rank_pending = false;
+  const std::uint64_t nonzero = num_elements - num_zeros;
+  const auto chosen = static_cast<std::uint64_t>(static_cast<double>(nonzero) * *share_of_nonzero);
+  if (chosen != 0) {
+    ranks.front() = std::min(chosen, nonzero) - 1;
+    return true;
+  }
+  ranks.clear();
+  results.clear();
+  release(magnitudes);
+  release(histogram);
+  release(candidates);
+  release(ranges);
+  phase = Phase::done;
+  return false;
+}
+
 // ---- Everything in memory
 
 void RankSelector::State::finish_keep_all() {
+  if (rank_pending) num_zeros = static_cast<std::uint64_t>(std::count(magnitudes.begin(), magnitudes.end(), 0.0F));
+  if (!settle_rank()) return;
   const std::vector<Ordered::Value> values = Ordered(magnitudes).values(ranks);
   for (std::size_t r = 0; r < ranks.size(); ++r) {
     std::uint64_t offset = place_by_index(ranks[r] - values[r].above, values[r].equal);
@@ -288,7 +324,7 @@ void RankSelector::State::finish_keep_all() {
       if (bits_of(magnitudes[index]) == values[r].bits && offset-- == 0) break;
     results[r] = {magnitudes[index], index};
   }
-  magnitudes = {};
+  release(magnitudes);
   phase = Phase::done;
 }
 
@@ -303,8 +339,21 @@ void RankSelector::State::finish_sample() {
     bool open_above, open_below;
   };
   std::vector<Bracket> brackets;
+  // A pending rank is a share of the elements that are not zero, in the sample as in the whole.
+  std::vector<double> expected(sample_blocks.size(), 0.0);  // by block: how many of the pending rank's elements, less a constant
+  double pending_position = 0;
+  if (rank_pending) {
+    for (std::size_t j = 0; j < sample_blocks.size(); ++j) {
+      std::uint64_t above = 0;
+      std::uint64_t zeros = 0;
+      HWY_DYNAMIC_DISPATCH(CountAround)(magnitudes.data() + j * kBlock, kBlock, 0, &above, &zeros);
+      expected[j] = *share_of_nonzero * static_cast<double>(above);
+      pending_position += expected[j];
+    }
+    pending_position = std::max(0.0, pending_position - 0.5);
+  }
   for (const std::uint64_t rank : ranks) {
-    const double position = (static_cast<double>(rank) + 0.5) * num_sampled / static_cast<double>(num_elements);
+    const double position = rank_pending ? pending_position : (static_cast<double>(rank) + 0.5) * num_sampled / static_cast<double>(num_elements);
     // Standard error of the position, from how the blocks differ (rows have scales of their own, so elements of a block are not independent).
     const std::int32_t near = sample.roughly(static_cast<std::uint64_t>(position));
     // Neighbouring blocks are compared, so that a trend along the tensor, which the strata follow, does not count.
@@ -314,9 +363,9 @@ void RankSelector::State::finish_sample() {
       std::uint64_t above = 0;
       std::uint64_t equal = 0;
       HWY_DYNAMIC_DISPATCH(CountAround)(magnitudes.data() + j * kBlock, kBlock, near, &above, &equal);
-      const double step = static_cast<double>(above) - before;
-      if (j != 0) sum_of_squares += step * step;
-      before = static_cast<double>(above);
+      const double excess = static_cast<double>(above) - expected[j];
+      if (j != 0) sum_of_squares += (excess - before) * (excess - before);
+      before = excess;
     }
     const double variance = sum_of_squares / 2 * num_blocks / (num_blocks - 1);
     // Six standard errors, more where few blocks give a poor estimate of it, and a constant for the tails where they may give none.
@@ -338,7 +387,7 @@ void RankSelector::State::finish_sample() {
     const double to = brackets[r].open_below ? num_sampled : static_cast<double>(below.above);
     sampled_between += std::max(0.0, to - from);
   }
-  magnitudes = {};
+  release(magnitudes);
   max_candidates = std::clamp<std::uint64_t>(num_elements / 16 * ranks.size(), std::uint64_t{1} << 20, std::uint64_t{1} << 22);
   if (sampled_between / num_sampled * static_cast<double>(num_elements) * 1.25 > static_cast<double>(max_candidates)) {
     start_radix();
@@ -372,6 +421,7 @@ void RankSelector::State::start_bracket(const std::vector<Interval>& intervals) 
 }
 
 void RankSelector::State::finish_bracket() {
+  if (!settle_rank()) return;
   for (std::size_t e = 1; e < edges.size(); ++e)
     if (!edges[e].first_of_chain) edges[e].above = edges[e - 1].above + edges[e - 1].equal + edges[e - 1].between;
   bool missed = too_many.load();
@@ -404,7 +454,7 @@ void RankSelector::State::finish_bracket() {
   if (missed) {
     // After exact counts nothing can be missing, unless the elements are no longer those that were counted.
     if (counted_high) throw Error(ErrorCode::internal, "rank selection was shown other elements in a later pass");
-    candidates = {};
+    release(candidates);
     start_radix();
     return;
   }
@@ -426,7 +476,7 @@ void RankSelector::State::finish_bracket() {
       results[wanted.rank_slot] = {std::bit_cast<float>(nth->bits), nth->index};
     }
   }
-  candidates = {};
+  release(candidates);
   ties = std::move(found_ties);
   resolve_ties();
 }
@@ -440,6 +490,7 @@ void RankSelector::State::start_radix() {
 }
 
 void RankSelector::State::finish_radix_high() {
+  if (!settle_rank()) return;
   high_of_slot.clear();
   slot_of_high.assign(kNumHigh, 0);
   found_high.clear();
@@ -458,7 +509,7 @@ void RankSelector::State::finish_radix_high() {
     intervals.push_back({least + static_cast<std::int32_t>(kNumLow - 1) + 1, least - 1});
   }
   if (num_sharing <= max_candidates) {
-    histogram = {};
+    release(histogram);
     // Their number is known, so nothing need stop the workers (whose room, granted in steps, is not all used).
     max_candidates = std::numeric_limits<std::uint64_t>::max();
     start_bracket(intervals);
@@ -478,8 +529,8 @@ void RankSelector::State::finish_radix_low() {
     const auto bits = static_cast<std::int32_t>((high.bin << kLowBits) | low.bin);
     ties.push_back({r, bits, place_by_index(rank_in_high - low.above, counts[low.bin]), 0, num_elements});
   }
-  histogram = {};
-  slot_of_high = {};
+  release(histogram);
+  release(slot_of_high);
   start_count_ties();
 }
 
@@ -506,7 +557,7 @@ void RankSelector::State::finish_count_ties() {
 }
 
 void RankSelector::State::resolve_ties() {
-  ranges = {};
+  release(ranges);
   if (ties.empty()) {
     phase = Phase::done;
   } else if (range_length > kMaxListed) {
@@ -527,8 +578,8 @@ void RankSelector::State::finish_list_ties() {
     std::nth_element(indices.begin(), nth, indices.end());
     results[ties[t].rank_slot] = {std::bit_cast<float>(ties[t].bits), *nth};
   }
-  listed = {};
-  ties = {};
+  release(listed);
+  release(ties);
   phase = Phase::done;
 }
 
@@ -539,6 +590,18 @@ RankSelector::RankSelector(std::uint64_t num_elements, std::vector<std::uint64_t
   state_->ranks = std::move(ranks);
   state_->tie_rule = ties;
   state_->start();
+}
+RankSelector::RankSelector(std::unique_ptr<State> state) : state_(std::move(state)) {}
+RankSelector RankSelector::of_share_of_nonzero(std::uint64_t num_elements, double share) {
+  auto state = std::make_unique<State>();
+  state->num_elements = num_elements;
+  if (num_elements != 0) {
+    state->ranks = {0};
+    state->share_of_nonzero = share;
+    state->rank_pending = true;
+  }
+  state->start();
+  return RankSelector(std::move(state));
 }
 RankSelector::~RankSelector() = default;
 RankSelector::RankSelector(RankSelector&&) noexcept = default;
@@ -591,6 +654,10 @@ std::unique_ptr<RankSelector::Tally> RankSelector::new_tally() const {
 }
 
 void RankSelector::State::add_part(TallyOf& tally, std::uint64_t first, const float* values, std::size_t count) {
+  if (rank_pending && (phase == Phase::bracket || phase == Phase::radix_high)) {
+    std::uint64_t above = 0;
+    HWY_DYNAMIC_DISPATCH(CountAround)(values, count, 0, &above, &tally.num_zeros);
+  }
   switch (phase) {
     case Phase::keep_all:
       HWY_DYNAMIC_DISPATCH(StoreMagnitudes)(values, count, magnitudes.data() + first);
@@ -681,6 +748,7 @@ void RankSelector::merge(Tally& tally) {
   auto& from = static_cast<TallyOf&>(tally);
   State& s = *state_;
   s.elements_seen += from.elements_seen;
+  s.num_zeros += from.num_zeros;
   for (std::size_t e = 0; e < from.edges.size(); ++e) {
     s.edges[e].above += from.edges[e].above;
     s.edges[e].equal += from.edges[e].equal;

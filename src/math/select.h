@@ -37,6 +37,9 @@ class RankSelector {
   enum class Ties { lower_index_is_larger, lower_index_is_smaller };
 
   RankSelector(std::uint64_t num_elements, std::vector<std::uint64_t> ranks, Ties ties = Ties::lower_index_is_larger);
+  /// Finds the last of the int(share * m) largest, 0 <= share <= 1, where m is how many are not zero: which rank that is comes out on the way, without
+  /// a pass of its own. No result where int(share * m) is 0.
+  [[nodiscard]] static RankSelector of_share_of_nonzero(std::uint64_t num_elements, double share);
   ~RankSelector();
   RankSelector(RankSelector&&) noexcept;
   RankSelector& operator=(RankSelector&&) noexcept;
@@ -58,6 +61,7 @@ class RankSelector {
 
  private:
   struct State;
+  explicit RankSelector(std::unique_ptr<State> state);
   std::unique_ptr<State> state_;
 };
 

@@ -1,10 +1,9 @@
 #include <algorithm>
-#include <cfloat>
 #include <cmath>
-#include <optional>
+#include <limits>
 #include <utility>
 
-#include "math/elementary.h"
+#include "math/divergence.h"
 #include "merge/rank_passes.h"
 #include "merge/table.h"
 #include "weft/error.h"
@@ -36,8 +35,14 @@ class ArceeFusion final : public TensorMerge {
   [[nodiscard]] std::unique_ptr<Tally> new_tally() const override { return ranks_.new_tally(); }
 
   void reduce(const Tile& tile, std::span<double>, Tally* tally) const override {
-    std::vector<float> scores(tile.count);
-    importance(tile, scores);
+    thread_local std::vector<float> scores;
+    scores.resize(tile.count);
+    for (std::size_t begin = 0; begin < tile.count; begin += row_length_) {
+      const std::span<const float> base = tile.input(base_).subspan(begin, row_length_);
+      const std::span<const float> other = tile.input(other_).subspan(begin, row_length_);
+      math::scaled_changes(other, base, divergence_of((tile.first + begin) / row_length_, other, base),
+                           std::span(scores).subspan(begin, row_length_));
+    }
     ranks_.add(*tally, tile.first, scores);
   }
 
@@ -46,80 +51,47 @@ class ArceeFusion final : public TensorMerge {
     if (ranks_.next_pass() != Pass::none) return;
     const std::span<const math::RankedElement> quartiles = ranks_.results();
     const auto quartile = [&](std::size_t i) { return static_cast<double>(quartiles[i].magnitude); };
-    threshold_ = quartile(1) + 1.5 * (quartile(2) - quartile(0));
+    const double threshold = quartile(1) + 1.5 * (quartile(2) - quartile(0));
+    // Scores are float32: the least of them that reaches the threshold.
+    least_ = static_cast<float>(threshold);
+    if (static_cast<double>(least_) < threshold) least_ = std::nextafter(least_, std::numeric_limits<float>::infinity());
   }
 
   void map(const Tile& tile, std::span<float> out) const override {
-    std::vector<float> scores(tile.count);
-    importance(tile, scores);
-    const float* const base = tile.inputs[base_];
-    const float* const other = tile.inputs[other_];
-    for (std::size_t i = 0; i < tile.count; ++i) out[i] = static_cast<double>(scores[i]) >= threshold_ ? other[i] : base[i];
+    for (std::size_t begin = 0; begin < tile.count; begin += row_length_) {
+      const std::span<const float> base = tile.input(base_).subspan(begin, row_length_);
+      const std::span<const float> other = tile.input(other_).subspan(begin, row_length_);
+      const double divergence = divergence_of((tile.first + begin) / row_length_, other, base);
+      math::take_large_changes(base, other, divergence, least_, out.subspan(begin, row_length_));
+    }
   }
+  void finish() override { std::vector<double>().swap(divergences_); }
 
  private:
-  /// Of one row.
-  struct Scratch {
-    std::vector<double> p;
-    std::vector<double> q;
-    std::vector<double> log_ratio;
-  };
-
   /// Quantile(q) is element floor(q (n - 1)) of the ascending order; the selector counts from the largest.
   static std::vector<std::uint64_t> quartile_ranks(std::uint64_t n) {
     const auto rank = [n](double q) { return n - 1 - static_cast<std::uint64_t>(q * static_cast<double>(n - 1)); };
     return {rank(0.25), rank(0.5), rank(0.75)};
   }
 
-  /// |other - base| times the divergence of its row.
-  void importance(const Tile& tile, std::span<float> scores) const {
-    const std::vector<double> zeros(row_length_);
-    Scratch scratch{zeros, zeros, zeros};
-    for (std::size_t begin = 0; begin < tile.count; begin += row_length_) {
-      const std::span<const float> base = tile.input(base_).subspan(begin, row_length_);
-      const std::span<const float> other = tile.input(other_).subspan(begin, row_length_);
-      const double divergence = divergence_of((tile.first + begin) / row_length_, other, base, scratch);
-      for (std::size_t i = 0; i < row_length_; ++i) {
-        const double change = std::abs(static_cast<double>(other[i]) - static_cast<double>(base[i]));
-        const double score = change * divergence;
-        // Where NaN is let through it must not rank.
-        scores[begin + i] = score > 0 ? static_cast<float>(std::min(score, double{FLT_MAX})) : 0.0F;
-      }
-    }
-  }
-
-  double divergence_of(std::uint64_t row, std::span<const float> a, std::span<const float> b, Scratch& scratch) const {
-    if (divergences_.empty()) return kullback_leibler(a, b, scratch);
+  [[nodiscard]] double divergence_of(std::uint64_t row, std::span<const float> other, std::span<const float> base) const {
+    if (divergences_.empty()) return divergence(other, base);
     // A row belongs to one tile, and a tile to one thread at a time.
     double& kept = divergences_[row];
-    if (kept == kUnknown) kept = kullback_leibler(a, b, scratch);
+    if (kept == kUnknown) kept = divergence(other, base);
     return kept;
   }
-
-  /// sum p ln(p / q) of softmax(a) and softmax(b), each with 1e-8 added. Both sum to the same, so by Gibbs' inequality it is not negative.
-  static double kullback_leibler(std::span<const float> a, std::span<const float> b, Scratch& scratch) {
-    if (std::equal(a.begin(), a.end(), b.begin())) return 0;
-    softmax(a, scratch.p);
-    softmax(b, scratch.q);
-    for (std::size_t i = 0; i < a.size(); ++i) scratch.q[i] = scratch.p[i] / scratch.q[i];
-    math::log_of(scratch.q, scratch.log_ratio);
-    double sum = 0;
-    for (std::size_t i = 0; i < a.size(); ++i) sum += scratch.p[i] * scratch.log_ratio[i];
-    return std::max(sum, 0.0);
-  }
-
-  static void softmax(std::span<const float> x, std::span<double> p) {
-    math::exp_shifted(x, -static_cast<double>(*std::max_element(x.begin(), x.end())), p);
-    double sum = 0;
-    for (const double e : p) sum += e;
-    for (double& e : p) e = e / sum + kAddedProbability;
+  [[nodiscard]] static double divergence(std::span<const float> other, std::span<const float> base) {
+    if (std::equal(other.begin(), other.end(), base.begin())) return 0;
+    thread_local std::vector<double> scratch;
+    return math::softmax_divergence(other, base, kAddedProbability, scratch);
   }
 
   std::size_t base_;
   std::size_t other_;
   std::size_t row_length_;
   RankPasses ranks_;
-  double threshold_ = 0;
+  float least_ = 0;                          ///< score that is copied
   mutable std::vector<double> divergences_;  ///< a row; kUnknown until first needed
 };
 

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <numeric>
@@ -37,65 +36,35 @@ class Cabs final : public TensorMerge {
   [[nodiscard]] bool reads_input(std::size_t i) const override { return reads_[i]; }
 
   void map(const Tile& tile, std::span<float> out) const override {
-    for (std::size_t begin = 0; begin < tile.count; begin += m_) merge_block(tile, begin, std::min(m_, tile.count - begin), out);
+    thread_local Scratch scratch;
+    scratch.hints.assign(vectors_.size(), 0);
+    for (std::size_t begin = 0; begin < tile.count; begin += m_) merge_block(tile, begin, std::min(m_, tile.count - begin), out, scratch);
   }
 
  private:
-  // Whether an entry is kept is hard to predict, so choices are masks (all bits set or none), not branches.
   struct Scratch {
-    std::vector<float> changes;        ///< of one model; 0 where an earlier one kept the entry
-    std::vector<std::uint32_t> keys;   ///< their magnitudes
-    std::vector<std::uint32_t> kept;   ///< by this model
-    std::vector<std::uint32_t> taken;  ///< by any so far
+    std::vector<std::uint32_t> keys;   ///< of one model's changes; 0 where an earlier one kept the entry
+    std::vector<std::uint32_t> taken;  ///< by any model so far: all bits set or none
+    std::vector<std::uint32_t> hints;  ///< each model's threshold in the block before
   };
 
-  void merge_block(const Tile& tile, std::size_t begin, std::size_t length, std::span<float> out) const {
-    thread_local Scratch scratch;
-    scratch.changes.resize(length);
+  void merge_block(const Tile& tile, std::size_t begin, std::size_t length, std::span<float> out, Scratch& scratch) const {
     scratch.keys.resize(length);
-    scratch.kept.resize(length);
     scratch.taken.assign(length, 0);
-    float* const changes = scratch.changes.data();
-    const std::uint32_t* const keys = scratch.keys.data();
-    std::uint32_t* const kept = scratch.kept.data();
-    std::uint32_t* const taken = scratch.taken.data();
     // A short block at the end of the tensor keeps the same share, rounded up.
     const std::size_t quota = length == m_ ? n_ : (n_ * length + m_ - 1) / m_;
-    const float* const base = tile.inputs[base_] + begin;
-    float* const result = out.data() + begin;
-    std::copy_n(base, length, result);
-    for (const Vector& v : vectors_) {
-      const float* const model = tile.inputs[v.input] + begin;
-      for (std::size_t i = 0; i < length; ++i) changes[i] = std::bit_cast<float>(std::bit_cast<std::uint32_t>(model[i] - base[i]) & ~taken[i]);
-      math::magnitude_keys(scratch.changes, scratch.keys);
-      const math::LargestKeys largest = math::largest_keys(scratch.keys, quota);
+    const std::span<const float> base = tile.input(base_).subspan(begin, length);
+    const std::span<float> result = out.subspan(begin, length);
+    std::copy(base.begin(), base.end(), result.begin());
+    for (std::size_t k = 0; k < vectors_.size(); ++k) {
+      const std::span<const float> model = tile.input(vectors_[k].input).subspan(begin, length);
+      const std::uint32_t largest = math::change_keys(model, base, scratch.taken, scratch.keys);
+      math::LargestKeys which = math::largest_keys(scratch.keys, quota, largest, scratch.hints[k]);
+      scratch.hints[k] = which.threshold;
       // An unchanged entry is never kept.
-      const auto least = static_cast<std::int32_t>(std::max(largest.threshold, 1U));
-      for (std::size_t i = 0; i < length; ++i) kept[i] = 0U - static_cast<std::uint32_t>(static_cast<std::int32_t>(keys[i]) >= least);
-      if (largest.threshold > 0 && largest.num_ties < largest.num_equal) {
-        // Of the entries at the threshold those with the lowest index.
-        std::size_t ties = largest.num_ties;
-        for (std::size_t i = 0; i < length; ++i) {
-          if (keys[i] != largest.threshold) continue;
-          if (ties == 0) kept[i] = 0;
-          if (ties > 0) --ties;
-        }
-      }
-      if (v.factor == 1) {
-        // The model's own weights, without any rounding.
-        for (std::size_t i = 0; i < length; ++i) result[i] = chosen(kept[i], model[i], result[i]);
-      } else {
-        for (std::size_t i = 0; i < length; ++i) {
-          const double change = static_cast<double>(model[i]) - static_cast<double>(base[i]);
-          result[i] = chosen(kept[i], static_cast<float>(static_cast<double>(base[i]) + v.factor * change), result[i]);
-        }
-      }
-      for (std::size_t i = 0; i < length; ++i) taken[i] |= kept[i];
+      if (which.threshold == 0) which = {.threshold = 1, .last_tie = static_cast<std::uint32_t>(length - 1)};
+      math::take_largest(scratch.keys, which, model, base, vectors_[k].factor, scratch.taken, result);
     }
-  }
-
-  static float chosen(std::uint32_t mask, float yes, float no) noexcept {
-    return std::bit_cast<float>((std::bit_cast<std::uint32_t>(yes) & mask) | (std::bit_cast<std::uint32_t>(no) & ~mask));
   }
 
   std::size_t base_;

@@ -1,7 +1,6 @@
-#include <algorithm>
-#include <cmath>
 #include <cstddef>
 
+#include "math/combine.h"
 #include "merge/table.h"
 #include "merge/task_vector.h"
 
@@ -19,22 +18,11 @@ class Nearswap final : public TensorMerge {
   [[nodiscard]] std::optional<std::size_t> copied_input() const override { return t_ <= 0 ? std::optional(base_) : std::nullopt; }
 
   void map(const Tile& tile, std::span<float> out) const override {
-    const float* base = tile.inputs[base_];
-    const float* other = tile.inputs[other_];
     // base + q (other - base), q = min(t / |other - base|, 1): a step of t, or the other model itself where that is nearer.
     if (t_ >= kSmallestDifference) {
-      for (std::size_t i = 0; i < tile.count; ++i) {
-        const double a = static_cast<double>(base[i]);
-        const double difference = static_cast<double>(other[i]) - a;
-        const double stepped = a + std::copysign(t_, difference);
-        out[i] = std::abs(difference) <= t_ ? other[i] : static_cast<float>(stepped);
-      }
-      return;
-    }
-    for (std::size_t i = 0; i < tile.count; ++i) {
-      const double a = static_cast<double>(base[i]);
-      const double difference = static_cast<double>(other[i]) - a;
-      out[i] = static_cast<float>(a + std::min(t_ / std::max(std::abs(difference), kSmallestDifference), 1.0) * difference);
+      math::step_toward(tile.input(base_), tile.input(other_), t_, out);
+    } else {
+      math::step_part_way(tile.input(base_), tile.input(other_), t_, kSmallestDifference, out);
     }
   }
 

@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "math/select.h"
@@ -15,6 +16,7 @@ class RankPasses {
  public:
   /// ranks: 0 is the largest key.
   RankPasses(std::uint64_t num_elements, std::vector<std::uint64_t> ranks) : selector_(num_elements, std::move(ranks)) {}
+  explicit RankPasses(math::RankSelector selector) : selector_(std::move(selector)) {}
 
   [[nodiscard]] Pass next_pass() const noexcept;
   [[nodiscard]] bool wants_tile(std::uint64_t first, std::size_t count) const noexcept;

@@ -1,10 +1,10 @@
 #include <algorithm>
 #include <array>
-#include <cfloat>
-#include <cmath>
 #include <optional>
 #include <utility>
 
+#include "math/agreement.h"
+#include "math/bit_mask.h"
 #include "math/combine.h"
 #include "math/reduce.h"
 #include "merge/gram_merge.h"
@@ -28,60 +28,51 @@ class Sce final : public TensorMerge {
         num_elements_(context.num_elements),
         base_(base),
         models_(std::move(models)),
-        select_topk_(select_topk),
-        relative_floor_(relative_floor),
-        phase_(select_topk < 1 ? Phase::count : Phase::weigh) {}
+        relative_floor_(relative_floor) {
+    if (select_topk >= 1) return;
+    keep_ = Keep::chosen;
+    // Every position that differs at all ranks before those that do not, so the threshold is also right when all of the former are kept.
+    ranks_.emplace(math::RankSelector::of_share_of_nonzero(num_elements_, select_topk));
+    phase_ = Phase::rank;
+    advance_from_rank();
+  }
 
   [[nodiscard]] Pass next_pass() const override {
-    switch (phase_) {
-      case Phase::count:
-      case Phase::weigh:
-        return Pass::whole;
-      case Phase::rank:
-        return ranks_->next_pass();
-      case Phase::map:
-        break;
-    }
-    return Pass::none;
+    return phase_ == Phase::rank ? ranks_->next_pass() : phase_ == Phase::weigh ? Pass::whole : Pass::none;
   }
   [[nodiscard]] bool wants_tile(std::uint64_t first, std::size_t count) const override {
     return phase_ != Phase::rank || ranks_->wants_tile(first, count);
   }
-  [[nodiscard]] std::size_t num_sums() const override { return phase_ == Phase::count ? 1 : phase_ == Phase::weigh ? models_.size() : 0; }
+  [[nodiscard]] std::size_t num_sums() const override { return phase_ == Phase::weigh ? models_.size() : 0; }
   [[nodiscard]] std::unique_ptr<Tally> new_tally() const override { return phase_ == Phase::rank ? ranks_->new_tally() : nullptr; }
 
+  [[nodiscard]] std::uint64_t cache_bytes() const override {
+    return keep_ == Keep::chosen ? (num_elements_ + kBlockElements - 1) / kBlockElements * math::packed_bytes(kBlockElements) : 0;
+  }
+  void use_cache() override { chosen_ = std::make_unique_for_overwrite<std::uint8_t[]>(static_cast<std::size_t>(cache_bytes())); }
+  void finish() override { chosen_.reset(); }
+
   void reduce(const Tile& tile, std::span<double> sums, Tally* tally) const override {
-    Block block(models_.size());
-    while (next_block(tile, block)) {
-      if (phase_ == Phase::weigh) {
-        if (keep_ == Keep::chosen) erase_unchosen(tile, block);
-        for (std::size_t k = 0; k < models_.size(); ++k) sums[k] += math::sum_squares(block.delta(k));
+    Block block(tile);
+    while (next_block(block)) {
+      if (phase_ == Phase::rank) {
+        const std::span<float> keys = std::span(block.values).first(block.count);
+        math::delta_variances(block.base, block.models, keys);
+        ranks_->add(*tally, block.first, keys);
         continue;
       }
-      variances(block);
-      const std::span<const float> keys = std::span(block.keys).first(block.count);
-      if (phase_ == Phase::rank)
-        ranks_->add(*tally, tile.first + block.begin, keys);
-      else
-        sums[0] += static_cast<double>(std::count_if(keys.begin(), keys.end(), [](float key) { return key != 0; }));
+      const std::span<const std::uint8_t> chosen = keep_ == Keep::chosen ? choose(block) : std::span<const std::uint8_t>();
+      const std::span<float> deltas = std::span(block.values).first(block.count);
+      for (std::size_t k = 0; k < models_.size(); ++k) {
+        math::subtract({block.models[k], block.count}, block.base, deltas);
+        if (keep_ == Keep::chosen) math::keep_packed(deltas, chosen);
+        sums[k] += math::sum_squares(deltas);
+      }
     }
   }
 
   void solve(std::span<const double> totals, std::span<const std::unique_ptr<Tally>> tallies) override {
-    if (phase_ == Phase::count) {
-      const auto num_different = static_cast<std::uint64_t>(totals[0]);
-      const auto num_kept = static_cast<std::uint64_t>(totals[0] * select_topk_);
-      if (num_kept == 0) {
-        keep_ = Keep::none;
-        phase_ = Phase::map;
-      } else {
-        // Every position that differs at all ranks before those that do not, so the threshold is also right when all of the former are kept.
-        keep_ = Keep::chosen;
-        ranks_.emplace(num_elements_, std::vector<std::uint64_t>{std::min(num_kept, num_different) - 1});
-        phase_ = Phase::rank;
-        advance_from_rank();
-      }
-    } else if (phase_ == Phase::rank) {
+    if (phase_ == Phase::rank) {
       ranks_->finish_pass(tallies);
       advance_from_rank();
     } else {
@@ -91,113 +82,68 @@ class Sce final : public TensorMerge {
   }
 
   void map(const Tile& tile, std::span<float> out) const override {
-    const std::span<const float> base = tile.input(base_);
     if (keep_ == Keep::none) {
+      const std::span<const float> base = tile.input(base_);
       std::copy(base.begin(), base.end(), out.begin());
       return;
     }
-    Block block(models_.size());
-    while (next_block(tile, block)) {
-      if (keep_ == Keep::chosen) erase_unchosen(tile, block);
-      map_block(tile, block, out.subspan(block.begin, block.count));
+    Block block(tile);
+    while (next_block(block)) {
+      const std::span<float> result = out.subspan(static_cast<std::size_t>(block.first - tile.first), block.count);
+      math::add_agreeing_mean(block.base, block.models, weights_, kSmallestDivisor, result);
+      if (keep_ == Keep::chosen) math::replace_unpacked(result, block.base, chosen_ != nullptr ? kept_of(block) : choose(block));
     }
   }
 
  private:
-  enum class Phase { count, rank, weigh, map };
+  enum class Phase { rank, weigh, map };
   enum class Keep { all, chosen, none };
 
-  /// Elements that are worked on at once: few enough that all of this stays in the first-level cache.
-  static constexpr std::size_t kBlockElements = 512;
+  /// Elements that are worked on at once: few enough that all of this stays in the first-level cache. Tiles hold whole blocks.
+  static constexpr std::size_t kBlockElements = 1024;
   struct Block {
-    explicit Block(std::size_t num_models) : deltas(num_models * kBlockElements) {}
-    [[nodiscard]] std::span<float> delta(std::size_t k) { return std::span(deltas).subspan(k * kBlockElements, count); }
+    explicit Block(const Tile& t) : tile(t), first(t.first) {}
 
-    std::size_t begin = 0;  ///< in the tile
+    const Tile& tile;
+    std::uint64_t first;
     std::size_t count = 0;
-    std::vector<float> deltas;  ///< [models, kBlockElements]
-    std::array<float, kBlockElements> keys;
-    std::array<double, kBlockElements> first_sums;
-    std::array<double, kBlockElements> second_sums;
+    std::span<const float> base = {};
+    std::vector<const float*> models = {};
+    std::array<float, kBlockElements> values;
+    std::array<std::uint8_t, math::packed_bytes(kBlockElements)> bits;
   };
 
-  /// Moves on to the next elements of the tile and takes the models' differences there; false at its end.
-  bool next_block(const Tile& tile, Block& block) const {
-    block.begin += block.count;
-    block.count = std::min(kBlockElements, tile.count - block.begin);
-    const std::span<const float> base = tile.input(base_).subspan(block.begin, block.count);
-    for (std::size_t k = 0; k < models_.size(); ++k) math::subtract(tile.input(models_[k]).subspan(block.begin, block.count), base, block.delta(k));
+  /// Moves on to the next elements of the tile; false at its end.
+  bool next_block(Block& block) const {
+    block.first += block.count;
+    const auto begin = static_cast<std::size_t>(block.first - block.tile.first);
+    block.count = std::min(kBlockElements, block.tile.count - begin);
+    block.base = block.tile.input(base_).subspan(begin, block.count);
+    block.models.clear();
+    for (const std::size_t model : models_) block.models.push_back(block.tile.inputs[model] + begin);
     return block.count != 0;
   }
 
-  /// Population variance over the models at each position, into the keys. One that exists is never rounded to zero or infinity.
-  /// With e_k = d_k - d_0 it is (N sum e^2 - (sum e)^2) / N^2; as e_0 = 0, that loses no more than a factor N to cancellation, and is 0 exactly where
-  /// all d are equal.
-  void variances(Block& block) const {
-    std::array<double, kBlockElements>& sums = block.first_sums;
-    std::array<double, kBlockElements>& squares = block.second_sums;
-    sums.fill(0);
-    squares.fill(0);
-    const std::span<const float> origin = block.delta(0);
-    // Model by model, so that the loops run along the block.
-    for (std::size_t k = 1; k < models_.size(); ++k) {
-      const std::span<const float> delta = block.delta(k);
-      for (std::size_t i = 0; i < block.count; ++i) {
-        const double e = static_cast<double>(delta[i]) - static_cast<double>(origin[i]);
-        sums[i] += e;
-        squares[i] += e * e;
-      }
-    }
-    const auto n = static_cast<double>(models_.size());
-    const double scale = 1 / (n * n);
-    for (std::size_t i = 0; i < block.count; ++i) {
-      const double variance = (n * squares[i] - sums[i] * sums[i]) * scale;
-      block.keys[i] = variance > 0 ? static_cast<float>(std::clamp(variance, double{FLT_TRUE_MIN}, double{FLT_MAX})) : 0.0F;
-    }
+  [[nodiscard]] std::span<std::uint8_t> kept_of(const Block& block) const noexcept {
+    return {chosen_.get() + block.first / kBlockElements * math::packed_bytes(kBlockElements), math::packed_bytes(block.count)};
   }
 
-  void erase_unchosen(const Tile& tile, Block& block) const {
+  /// The positions that stay, one bit each; they are left for map where there is room.
+  std::span<const std::uint8_t> choose(Block& block) const {
     const math::RankedElement threshold = ranks_->results()[0];
-    variances(block);
-    const std::uint64_t first = tile.first + block.begin;
-    for (std::size_t k = 0; k < models_.size(); ++k) {
-      const std::span<float> delta = block.delta(k);
-      for (std::size_t i = 0; i < block.count; ++i) delta[i] = math::at_or_above(block.keys[i], first + i, threshold) ? delta[i] : 0.0F;
-    }
-  }
-
-  void map_block(const Tile& tile, Block& block, std::span<float> out) const {
-    // The vote is a float32 sum in the models' order, as elsewhere: near zero its rounding decides.
-    std::array<float, kBlockElements>& vote = block.keys;
-    vote.fill(0);
-    for (std::size_t k = 0; k < models_.size(); ++k) {
-      const std::span<const float> delta = block.delta(k);
-      for (std::size_t i = 0; i < block.count; ++i) vote[i] += delta[i];
-    }
-    std::array<double, kBlockElements>& mixed = block.first_sums;
-    std::array<double, kBlockElements>& divisor = block.second_sums;
-    mixed.fill(0);
-    divisor.fill(0);
-    const float* const base = tile.inputs[base_] + block.begin;
-    for (std::size_t k = 0; k < models_.size(); ++k) {
-      const std::span<const float> delta = block.delta(k);
-      const float* const model = tile.inputs[models_[k]] + block.begin;
-      const double weight = weights_[k];
-      for (std::size_t i = 0; i < block.count; ++i) {
-        const bool agrees = vote[i] >= 0 ? delta[i] > 0 : delta[i] < 0;
-        const double share = agrees ? weight : 0.0;
-        // The exact difference, so that one model, or copies of it, come back bit for bit.
-        mixed[i] += share * (static_cast<double>(model[i]) - static_cast<double>(base[i]));
-        divisor[i] += share;
-      }
-    }
-    for (std::size_t i = 0; i < block.count; ++i) {
-      out[i] = static_cast<float>(static_cast<double>(base[i]) + mixed[i] / std::max(divisor[i], kSmallestDivisor));
-    }
+    const std::span<float> keys = std::span(block.values).first(block.count);
+    const std::span<std::uint8_t> bits = chosen_ != nullptr ? kept_of(block) : std::span(block.bits).first(math::packed_bytes(block.count));
+    math::delta_variances(block.base, block.models, keys);
+    math::pack_at_or_above(keys, block.first, threshold.magnitude, threshold.index, bits);
+    return bits;
   }
 
   void advance_from_rank() {
-    if (ranks_->next_pass() == Pass::none) phase_ = Phase::weigh;
+    if (ranks_->next_pass() != Pass::none) return;
+    phase_ = Phase::weigh;
+    if (!ranks_->results().empty()) return;
+    keep_ = Keep::none;
+    phase_ = Phase::map;
   }
 
   void solve_weights(std::span<const double> sums_of_squares) {
@@ -217,11 +163,11 @@ class Sce final : public TensorMerge {
   std::uint64_t num_elements_;
   std::size_t base_;
   std::vector<std::size_t> models_;
-  double select_topk_;
   bool relative_floor_;
-  Phase phase_;
+  Phase phase_ = Phase::weigh;
   Keep keep_ = Keep::all;
   std::optional<RankPasses> ranks_;
+  std::unique_ptr<std::uint8_t[]> chosen_;  ///< positions that stay, one bit each, block by block; null: they are chosen again
   std::vector<double> weights_;
 };
 

@@ -8,8 +8,10 @@
 
 #include "base/philox.h"
 #include "kernel_checks.h"
+#include "math/agreement.h"
 #include "math/combine.h"
 #include "math/convert.h"
+#include "math/divergence.h"
 #include "math/elementary.h"
 #include "math/reduce.h"
 #include "math/targets.h"
@@ -98,6 +100,33 @@ std::map<std::string, std::uint64_t> all_hashes() {
   philox_uniform(0x0123456789ABCDEF, 1, 2, 12345, out);
   hashes["philox"] = hash_of(out);
 
+  for (std::size_t count = 1; count <= 5; ++count) {
+    const auto few = std::span(pointers).first(count);
+    const std::string n = " of " + std::to_string(count);
+    delta_variances(inputs[5], few, out);
+    hashes["variances" + n] = hash_of(out);
+    add_agreeing_mean(inputs[5], few, std::span(weights).first(count), 0.1, out);
+    hashes["agreeing mean" + n] = hash_of(out);
+  }
+  step_toward(inputs[0], inputs[1], 0.7, out);
+  hashes["steps"] = hash_of(out);
+  step_part_way(inputs[0], inputs[1], 0.3, 0.7, out);
+  hashes["steps part of the way"] = hash_of(out);
+  std::vector<double> scratch;
+  std::vector<double> divergences;
+  for (const float size : {0.05F, 3.0F}) {
+    std::vector<float> a = inputs[0];
+    std::vector<float> b = inputs[0];
+    for (std::size_t i = 0; i < kCount; ++i) {
+      b[i] *= size;
+      a[i] = b[i] + size * inputs[1][i] * (i % 5 == 0 ? 0.5F : 0.01F);
+    }
+    divergences.push_back(softmax_divergence(a, b, 1e-8, scratch));
+    scaled_changes(a, b, 0.37, out);
+    hashes["scaled changes"] ^= hash_of(out);
+  }
+  hashes["divergences"] = hash_of(divergences);
+
   std::vector<double> wide(kCount);
   std::vector<double> results(kCount);
   std::vector<float> exponents(kCount);
@@ -118,6 +147,11 @@ std::map<std::string, std::uint64_t> all_hashes() {
 
 const std::map<std::string, std::uint64_t>& pinned() {
   static const std::map<std::string, std::uint64_t> hashes = {
+      {"agreeing mean of 1", 0x7366249c3a6a1dc9},
+      {"agreeing mean of 2", 0x12709d867c8db39},
+      {"agreeing mean of 3", 0x512d40030667aeb2},
+      {"agreeing mean of 4", 0xf57637737d4094ca},
+      {"agreeing mean of 5", 0x2c57a0f9b406dc7},
       {"angles", 0x21fa4d75c643b0de},
       {"column dots", 0x1965a1a6ecc25cc5},
       {"consensus of 1", 0xbd6e272cbe337eb0},
@@ -144,6 +178,7 @@ const std::map<std::string, std::uint64_t>& pinned() {
       {"decode U32", 0x2838ae679e0f05bf},
       {"decode U64", 0x2d706d1d7d4db779},
       {"decode U8", 0xe4e065979f69b7e5},
+      {"divergences", 0xd782048f01b76905},
       {"encode BF16", 0x1f594bdd1f982c39},
       {"encode F16", 0x93ed93b2a4a72395},
       {"encode F32", 0x29b474e81f45d6f6},
@@ -177,7 +212,15 @@ const std::map<std::string, std::uint64_t>& pinned() {
       {"round through F8_E5M2", 0x15d1d80c1e2a3a6},
       {"round through F8_E5M2FNUZ", 0xbf788fe30156391f},
       {"round through F8_E8M0", 0x2c6beb977b4b4917},
+      {"scaled changes", 0x16c1ba3dc206a190},
+      {"steps part of the way", 0xc41f9c0bfe000206},
+      {"steps", 0x7c39cf9c63a80f32},
       {"sums", 0x7404650ec86bd58d},
+      {"variances of 1", 0x5ace73a4d1529b85},
+      {"variances of 2", 0x53c862ceb9186238},
+      {"variances of 3", 0xfeefbafe91154958},
+      {"variances of 4", 0xa000870ac5d9de35},
+      {"variances of 5", 0xd920a3ab1941514f},
       {"weighted deltas of 1", 0x66d192d5dcad2a20},
       {"weighted deltas of 2", 0xf35dbe534011d8d8},
       {"weighted deltas of 3", 0xee9e6227c0cf8420},

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <functional>
 #include <numeric>
@@ -97,7 +98,15 @@ TEST(RowSelect, histogram_gives_what_sorting_gives_for_awkward_rows) {
   expect_as_sorted(values, 8, 0.5, 0.4, "crowded in one octave");
   for (std::size_t i = 0; i < n; ++i) values[i] = std::ldexp(1.0F, -40) * static_cast<float>(n - i);
   values[0] = 3e38F;
-  expect_as_sorted(values, 9, 0.5, 0.4, "all but one in the lowest bucket, descending");
+  expect_as_sorted(values, 9, 0.5, 0.4, "all but one in the lowest bin, descending");
+  for (std::size_t i = 0; i < n; ++i) values[i] = 3e37F + std::ldexp(static_cast<float>(i % 97), 100);
+  std::fill(values.begin(), values.begin() + 1500, 1e-20F);
+  expect_as_sorted(values, 12, 0.5, 0.4, "a quarter in the highest bin");
+  const std::vector<float> smooth = normal_values(n, 13, 30);
+  for (std::size_t i = 0; i < n; ++i) values[i] = std::ldexp(std::round(smooth[i]), -14);
+  expect_as_sorted(values, 14, 0.5, 0.4, "a grid, as of bfloat16 differences");
+  for (std::size_t i = 0; i < n; i += 5) values[i] = std::nextafter(values[i], 1.0F);
+  expect_as_sorted(values, 15, 0.5, 0.4, "a grid, some entries just beside it");
   expect_as_sorted(normal_values(n, 10), 11, 0.5, 0.0, "epsilon 0");
 }
 
@@ -119,15 +128,55 @@ TEST(RowSelect, the_largest_keys_are_those_that_sorting_gives) {
       std::sort(sorted.begin(), sorted.end(), std::greater<>());
       EXPECT_EQ(largest, sorted[0]);
       for (std::size_t count = 1; count <= n; count += 1 + count / 7) {
-        const LargestKeys got = largest_keys(keys, count);
-        ASSERT_EQ(got.threshold, sorted[count - 1]) << n << " " << count;
-        const auto above = std::count_if(keys.begin(), keys.end(), [&](std::uint32_t key) { return key > got.threshold; });
-        ASSERT_EQ(got.num_equal, static_cast<std::size_t>(std::count(keys.begin(), keys.end(), got.threshold))) << n << " " << count;
-        ASSERT_EQ(got.num_ties, count - static_cast<std::size_t>(above)) << n << " " << count;
+        const std::uint32_t want = sorted[count - 1];
+        // Whatever the hint.
+        for (const std::uint32_t hint : {0U, want, want + 1, largest, 0x7FFFFFFFU, static_cast<std::uint32_t>(count) << 20}) {
+          const LargestKeys got = largest_keys(keys, count, largest, hint);
+          ASSERT_EQ(got.threshold, want) << n << " " << count << " from " << hint;
+          std::size_t num_taken = 0;
+          for (std::size_t i = 0; i < n; ++i) num_taken += keys[i] > got.threshold || (keys[i] == got.threshold && i <= got.last_tie) ? 1U : 0U;
+          ASSERT_EQ(num_taken, count) << n << " from " << hint;
+        }
       }
     }
   }
-  EXPECT_EQ(largest_keys(std::vector<std::uint32_t>{0x7F7FFFFF, 0, 0x7FFFFFFF}, 1).threshold, 0x7FFFFFFFU);
+  const std::vector<std::uint32_t> extreme = {0x7F7FFFFF, 0, 0x7FFFFFFF};
+  EXPECT_EQ(largest_keys(extreme, 1, 0x7FFFFFFF, 0).threshold, 0x7FFFFFFFU);
+}
+
+TEST(RowSelect, the_largest_changes_are_taken_and_no_entry_twice_on_every_target) {
+  struct AllTargets {
+    ~AllTargets() { use_only_target(0); }
+  } all_targets_again;
+  for (const std::size_t n : {1U, 7U, 16U, 61U, 256U}) {
+    const std::vector<float> base = normal_values(n, n);
+    const std::vector<float> values = gridded_values(n, n + 1, 1, 0.5);
+    for (const double factor : {1.0, 0.3}) {
+      for (const SimdTarget& target : compiled_targets()) {
+        if (!target.supported) continue;
+        use_only_target(target.bit);
+        std::vector<std::uint32_t> taken(n, 0);
+        std::vector<std::uint32_t> keys(n);
+        for (std::size_t i = 0; i < n; i += 3) taken[i] = 0xFFFFFFFFU;
+        const std::vector<std::uint32_t> before = taken;
+        const std::uint32_t largest = change_keys(values, base, taken, keys);
+        std::vector<std::size_t> order(n);
+        std::iota(order.begin(), order.end(), std::size_t{0});
+        const auto change = [&](std::size_t i) { return before[i] != 0 ? 0.0F : std::abs(values[i] - base[i]); };
+        std::stable_sort(order.begin(), order.end(), [&](std::size_t i, std::size_t j) { return change(i) > change(j); });
+        ASSERT_EQ(std::bit_cast<float>(largest), change(order[0])) << target.name;
+        const std::size_t count = (n + 3) / 4;
+        std::vector<float> result(n, 9.0F);
+        take_largest(keys, largest_keys(keys, count, largest, 0), values, base, factor, taken, result);
+        for (std::size_t r = 0; r < n; ++r) {
+          const std::size_t i = order[r];
+          const double whole = static_cast<double>(base[i]) + factor * (static_cast<double>(values[i]) - static_cast<double>(base[i]));
+          ASSERT_EQ(result[i], r >= count ? 9.0F : factor == 1 ? values[i] : static_cast<float>(whole)) << target.name << " " << i << " of " << n;
+          ASSERT_EQ(taken[i], r < count || before[i] != 0 ? 0xFFFFFFFFU : 0U) << target.name << " " << i << " of " << n;
+        }
+      }
+    }
+  }
 }
 
 }  // namespace

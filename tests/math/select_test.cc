@@ -6,6 +6,7 @@
 #include <cmath>
 #include <functional>
 #include <numeric>
+#include <string_view>
 #include <vector>
 
 #include "kernel_checks.h"
@@ -26,9 +27,8 @@ struct Selected {
 
 /// Drives a selector as an engine would: several workers, tiles of an odd size, out of order.
 /// fill(first, span): writes the elements first ...
-Selected select(std::uint64_t n, const std::vector<std::uint64_t>& ranks, const std::function<void(std::uint64_t, std::span<float>)>& fill,
-                Ties ties = Ties::lower_index_is_larger, std::size_t tile = 8192, std::size_t workers = 3) {
-  RankSelector selector(n, ranks, ties);
+Selected drive(RankSelector selector, std::uint64_t n, const std::function<void(std::uint64_t, std::span<float>)>& fill, std::size_t tile,
+               std::size_t workers) {
   Selected run;
   std::vector<float> values(tile);
   while (selector.next_pass() != RankSelector::Pass::done) {
@@ -55,6 +55,11 @@ Selected select(std::uint64_t n, const std::vector<std::uint64_t>& ranks, const 
   }
   run.results.assign(selector.results().begin(), selector.results().end());
   return run;
+}
+
+Selected select(std::uint64_t n, const std::vector<std::uint64_t>& ranks, const std::function<void(std::uint64_t, std::span<float>)>& fill,
+                Ties ties = Ties::lower_index_is_larger, std::size_t tile = 8192, std::size_t workers = 3) {
+  return drive(RankSelector(n, ranks, ties), n, fill, tile, workers);
 }
 
 Selected select(const std::vector<float>& x, const std::vector<std::uint64_t>& ranks, Ties ties = Ties::lower_index_is_larger,
@@ -242,6 +247,29 @@ TEST(Select, eight_ranks_are_found_together) {
   const Selected run = select(x, ranks);
   EXPECT_EQ(run.passes, 2);
   expect_ranks(x, ranks, run, Ties::lower_index_is_larger, "eight ranks");
+}
+
+TEST(Select, a_share_of_what_is_not_zero_is_found_without_a_pass_that_counts_them) {
+  for (const std::size_t n : {std::size_t{1}, std::size_t{1000}, kLarge}) {
+    for (const Kind& kind : kinds()) {
+      const std::vector<float> x = tensor_of(kind, n);
+      const auto nonzero = static_cast<std::uint64_t>(std::count_if(x.begin(), x.end(), [](float v) { return v != 0; }));
+      for (const double share : {0.0, 1e-6, 0.5, 1.0}) {
+        const Selected run = drive(
+            RankSelector::of_share_of_nonzero(n, share), n,
+            [&x](std::uint64_t first, std::span<float> out) { std::copy_n(x.begin() + static_cast<std::ptrdiff_t>(first), out.size(), out.begin()); },
+            8192, 3);
+        const auto kept = static_cast<std::uint64_t>(static_cast<double>(nonzero) * share);
+        ASSERT_EQ(run.results.size(), kept == 0 ? 0U : 1U) << kind.name << ", " << share << " of " << n;
+        if (kept == 0) continue;
+        ASSERT_NO_FATAL_FAILURE(expect_ranks(x, {kept - 1}, run, Ties::lower_index_is_larger, kind.name));
+        if (std::string_view(kind.name) == "normal") {
+          EXPECT_LE(run.passes, n == kLarge ? 2 : 1) << share << " of " << n;
+        }
+      }
+    }
+  }
+  EXPECT_EQ(RankSelector::of_share_of_nonzero(0, 0.5).next_pass(), RankSelector::Pass::done);
 }
 
 TEST(Select, no_ranks_need_no_pass) { EXPECT_EQ(RankSelector(100, {}).next_pass(), RankSelector::Pass::done); }
