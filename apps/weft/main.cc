@@ -154,6 +154,7 @@ std::vector<Command> all_commands() {
       convert_command(),
       merge_command(),
       run_command(),
+      layershuffle_command(),
       edit_command(),
       edit_dump_command(),
       tokenize_command(),

@@ -11,6 +11,7 @@
 #include "common.h"
 #include "result.h"
 #include "weft/merge.h"
+#include "weft/moe.h"
 
 namespace weft::app {
 namespace {
@@ -31,6 +32,11 @@ struct Arguments {
   bool copy_tokenizer = true;
   bool write_model_card = true;
   bool lazy = true;
+  bool moe = false;
+  bool plain = false;
+  bool tensor_union = false;
+  bool tensor_intersection = false;
+  bool allow_same_experts = false;
   // Accepted for mergekit's sake.
   bool safe_serialization = true;
   bool trust_remote_code = false;
@@ -120,6 +126,12 @@ MultiMergeOptions library_options(const Arguments& arguments, Console& console) 
   options.write_model_card = arguments.write_model_card;
   options.write_into_existing = arguments.flavour != Flavour::weft;
   options.lazy = arguments.lazy;
+  if (arguments.tensor_union && arguments.tensor_intersection)
+    throw Error(ErrorCode::invalid_argument, "--tensor-union and --tensor-intersection exclude each other", {.key = "--tensor-union"}, "choose one");
+  options.plain_files = arguments.tensor_union          ? PlainFiles::all_tensors
+                        : arguments.tensor_intersection ? PlainFiles::intersection
+                        : arguments.plain               ? PlainFiles::same_tensors
+                                                        : PlainFiles::no;
   if (!arguments.transformers_cache.empty()) options.transformers_cache = arguments.transformers_cache;
   if (!arguments.intermediate_dir.empty()) options.intermediate_dir = arguments.intermediate_dir;
   if (!arguments.lora_merge_dtype.empty()) options.lora_merge_dtype = dtype_argument(arguments.lora_merge_dtype, "--lora-merge-dtype");
@@ -134,6 +146,22 @@ int run_merge(const Arguments& arguments) {
   const MultiMergeOptions options = library_options(arguments, console);
   constexpr std::uint64_t kLargestConfig = 16'000'000;
   const std::string text = read_text_file(arguments.config, kLargestConfig);
+  if (arguments.moe) {
+    MoeOptions moe;
+    static_cast<JobOptions&>(moe) = options;
+    moe.allow_same_experts = arguments.allow_same_experts;
+    moe.write_config_copy = arguments.write_model_card;
+    const JobReport report = merge_moe(text, arguments.config, arguments.output, moe);
+    console.finish();
+    if (arguments.common.json) {
+      print_json(report_json(report, {{"method", Json("moe")}, {"num_models", Json(static_cast<std::uint64_t>(num_models_of(report)))}}));
+    } else if (report.dry_run) {
+      print_plan(report, arguments.common);
+    } else if (!arguments.common.quiet) {
+      print_summary(report, "built a mixture of experts");
+    }
+    return 0;
+  }
 
   const bool multi = arguments.flavour == Flavour::mergekit_multi || (arguments.flavour == Flavour::weft && has_several_documents(text));
   if (multi) {
@@ -163,6 +191,13 @@ void declare_options(Command& command, Arguments& arguments) {
   command.group("Merging");
   command.flag({"--strict"}, arguments.strict, "unknown keys and parameters in the config are errors, not warnings");
   command.number({"--seed"}, arguments.common.seed, "seed of the methods that drop at random").default_text = "0";
+  if (arguments.flavour == Flavour::weft) {
+    command.flag({"--plain"}, arguments.plain, "the models are files of tensors, merged by name, as mergekit-pytorch does; no config, no layers");
+    command.flag({"-u", "--tensor-union"}, arguments.tensor_union, "as --plain, and tensors that some file lacks are merged from the others");
+    command.flag({"-i", "--tensor-intersection"}, arguments.tensor_intersection, "as --plain, and tensors that some file lacks are left out");
+    command.flag({"--moe"}, arguments.moe, "CONFIG is one of mergekit-moe: build a mixture of experts");
+    command.flag({"--i-understand-this-is-not-useful-without-training"}, arguments.allow_same_experts, "with --moe: all experts may be one model");
+  }
   command.flag({"--allow-crimes"}, arguments.allow_crimes, "merge models of different architectures").negation = "--no-allow-crimes";
   command.flag({"--unsafe-truncate-embeddings"}, arguments.unsafe_truncate_embeddings, "cut vocabularies of unequal size to the smallest").negation =
       "--no-unsafe-truncate-embeddings";

@@ -9,6 +9,15 @@
 
 namespace weft {
 
+/// Merging weights that are no models: whatever tensors the files hold, by name, without architecture, layers, config or tokenizer (as mergekit-pytorch
+/// does). Gradients count at their beginning.
+enum class PlainFiles {
+  no,
+  same_tensors,  ///< a tensor that some input lacks is an error
+  intersection,  ///< it is left out
+  all_tensors,   ///< it is merged from the inputs that have it
+};
+
 /// How a merge config is read and carried out, beside what every job takes.
 struct MergeOptions : JobOptions {
   bool strict = false;                        ///< unknown keys and parameters are errors, not warnings
@@ -16,6 +25,7 @@ struct MergeOptions : JobOptions {
   bool unsafe_truncate_embeddings = false;    ///< cut vocabularies of unequal size to the smallest
   bool copy_tokenizer = true;
   bool write_model_card = true;
+  PlainFiles plain_files = PlainFiles::no;
   bool write_into_existing = false;           ///< as mergekit does: put the files into an existing output folder
   std::optional<std::filesystem::path> transformers_cache;  ///< where hub ids are looked up
   std::optional<DType> lora_merge_dtype;      ///< type in which adapters are folded

@@ -99,6 +99,11 @@ class Planner {
         }
       }
     }
+    if (plain()) {
+      made_ = std::make_unique<model::Architecture>(architecture_of_files());
+      architecture_ = made_.get();
+      return;
+    }
     const LoadedModel* unknown = nullptr;
     const LoadedModel* other = nullptr;
     for (const LoadedModel* one : merged) {
@@ -127,6 +132,36 @@ class Planner {
     if (std::find(merged.begin(), merged.end(), donor) == merged.end()) donor = merged.front();
     made_ = std::make_unique<model::Architecture>(model::with_names_of(*merged.front()->architecture, *donor->checkpoint));
     architecture_ = made_.get();
+  }
+
+  [[nodiscard]] bool plain() const { return options_.plain_files != PlainFiles::no; }
+
+  /// Every tensor of the inputs that are listed, none in a layer; those that only a base beside them has are not part of the result.
+  model::Architecture architecture_of_files() const {
+    if (config_.tokenizer || config_.chat_template) {
+      throw Error(ErrorCode::invalid_argument, "plain files have no tokenizer", {.file = config_.file, .key = "tokenizer"}, "leave tokenizer and chat_template out");
+    }
+    model::Architecture files;
+    files.name = "plain files";
+    files.inferred = true;
+    std::unordered_set<std::string> seen;
+    std::vector<const LoadedModel*> all;
+    for (const Module& module : config_.modules) {
+      if (module.form != OutputForm::models) {
+        throw Error(ErrorCode::invalid_argument, "plain files have no layers to slice", {.file = config_.file, .key = "slices"}, "list them under models");
+      }
+      for (const Source& source : module.slices.front().sources) all.push_back(&loaded(source.model));
+      for (const Source& source : module.slices.front().sources) {
+        if (source.appended_base) continue;
+        for (const TensorInfo& tensor : loaded(source.model).checkpoint->tensors()) {
+          if (!seen.insert(tensor.name).second) continue;
+          model::TensorTemplate& slot = files.tensors.emplace_back();
+          slot.name = tensor.name;
+          slot.optional = !std::all_of(all.begin(), all.end(), [&tensor](const LoadedModel* one) { return one->checkpoint->find_tensor(tensor.name) != nullptr; });
+        }
+      }
+    }
+    return files;
   }
 
   const Json& config_json(const LoadedModel& loaded_model) const {
@@ -295,6 +330,11 @@ class Planner {
     const std::size_t all = slice.slice->sources.size();
     copy = false;
     if (found.size() == all) return true;
+    if (options_.plain_files == PlainFiles::intersection) return false;
+    if (options_.plain_files == PlainFiles::same_tensors) {
+      throw Error(ErrorCode::not_found, fmt::format("tensor '{}' is in {} of the {} inputs only", name, found.size(), all), {.file = config_.file, .tensor = name},
+                  "--tensor-union merges what is there, --tensor-intersection leaves such tensors out");
+    }
     std::size_t models = 0;
     bool base = false;
     for (const Found& f : found) {
@@ -497,6 +537,10 @@ class Planner {
   // --- What is not weights ---
 
   void add_companions() {
+    if (plain()) {
+      plan_.companions.push_back({"weft_provenance.json", provenance()});
+      return;
+    }
     const LoadedModel& donor = loaded(config_.donor());
     const bool donor_is_folder = fs::is_directory(donor.path);
     if (donor.config) plan_.companions.push_back({"config.json", write_json(edited_config(donor), 2) + "\n"});
