@@ -104,7 +104,7 @@ struct OpenOptions {
 };
 
 /// Opens what a MODEL argument names: a Hugging Face folder, a .safetensors file, a PyTorch file (.bin, .pt, .pth, .ckpt), a shard index, or `org/name[@revision]` in the local
-/// Hugging Face cache. An existing path always wins. The content decides, not the name: a GGUF or a pickle named .safetensors is said so.
+/// Hugging Face cache; each with adapters behind it ("MODEL+ADAPTER"), which are folded as it is read. An existing path always wins. The content decides, not the name: a GGUF or a pickle named .safetensors is said so.
 /// Errors: not_found, corrupt, unsupported, io.
 [[nodiscard]] WEFT_API std::shared_ptr<const Checkpoint> open_checkpoint(std::string_view model, const OpenOptions& options = {});
 

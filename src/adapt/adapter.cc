@@ -23,18 +23,77 @@ constexpr std::size_t kMaxPatternBytes = 1024;
 constexpr std::size_t kMaxPatterns = 100'000;
 
 /// Names of the parts that the methods have; what stands before one is the module.
-constexpr std::string_view kParts[] = {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "lora_E", "ranknum",
-  "vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2",
-  "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "ia3_l", "oft_R", "boft_R", "boft_s",
-  "vblora_logits_A", "vblora_logits_B", "vblora_logits_A_topk_indices", "vblora_logits_A_topk_weights", "vblora_logits_B_topk_indices",
-  "vblora_logits_B_topk_weights", "vblora_vector_bank", "miss_block", "bone_block", "shira_indices", "shira_weight", "c3a_kernel",
-  "randlora_lambda", "randlora_gamma", "randlora_A", "randlora_B", "hira_A", "hira_B", "hira_embedding_A", "hira_embedding_B", "hra_u",
-  "delora_A", "delora_B", "delora_lambda", "delora_w_norm", "road_theta", "road_alpha", "gralora_A", "gralora_B", "gralora_A_general",
-  "gralora_B_general", "trainable_tokens_delta", "token_adapter", "ln_tuning_layers", "modules_to_save", "original_module", "base_layer",
-  "fourierft_spectrum"};
+constexpr std::string_view kParts[] = {"lora_A",
+                                       "lora_B",
+                                       "lora_embedding_A",
+                                       "lora_embedding_B",
+                                       "lora_magnitude_vector",
+                                       "lora_E",
+                                       "ranknum",
+                                       "vera_lambda_b",
+                                       "vera_lambda_d",
+                                       "vera_A",
+                                       "vera_B",
+                                       "hada_w1_a",
+                                       "hada_w1_b",
+                                       "hada_w2_a",
+                                       "hada_w2_b",
+                                       "hada_t1",
+                                       "hada_t2",
+                                       "lokr_w1",
+                                       "lokr_w1_a",
+                                       "lokr_w1_b",
+                                       "lokr_w2",
+                                       "lokr_w2_a",
+                                       "lokr_w2_b",
+                                       "lokr_t2",
+                                       "ia3_l",
+                                       "oft_R",
+                                       "oft_embedding_R",
+                                       "boft_R",
+                                       "boft_s",
+                                       "vblora_logits_A",
+                                       "vblora_logits_B",
+                                       "vblora_logits_A_topk_indices",
+                                       "vblora_logits_A_topk_weights",
+                                       "vblora_logits_B_topk_indices",
+                                       "vblora_logits_B_topk_weights",
+                                       "vblora_vector_bank",
+                                       "miss_block",
+                                       "bone_block",
+                                       "shira_indices",
+                                       "shira_weight",
+                                       "c3a_kernel",
+                                       "randlora_lambda",
+                                       "randlora_gamma",
+                                       "randlora_A",
+                                       "randlora_B",
+                                       "hira_A",
+                                       "hira_B",
+                                       "hira_embedding_A",
+                                       "hira_embedding_B",
+                                       "hra_u",
+                                       "delora_A",
+                                       "delora_B",
+                                       "delora_lambda",
+                                       "delora_w_norm",
+                                       "road_theta",
+                                       "road_alpha",
+                                       "gralora_A",
+                                       "gralora_B",
+                                       "gralora_A_general",
+                                       "gralora_B_general",
+                                       "trainable_tokens_delta",
+                                       "token_adapter",
+                                       "ln_tuning_layers",
+                                       "modules_to_save",
+                                       "original_module",
+                                       "base_layer",
+                                       "fourierft_spectrum"};
 
 /// Kinds that change no weights.
-constexpr std::string_view kPromptKinds[] = {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE"};
+constexpr std::string_view kPromptKinds[] = {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT",
+                                             "CARTRIDGE"};
 
 std::vector<std::string_view> split(std::string_view name) {
   std::vector<std::string_view> parts;
@@ -62,7 +121,8 @@ bool ends_with_name(std::string_view name, std::string_view tail) {
 
 /// A pattern of the adapter, as Python's re.fullmatch. Errors: unsupported for what RE2 does not know.
 bool full_match(const Adapter& adapter, std::string_view key, const std::string& pattern, std::string_view text) {
-  if (pattern.size() > kMaxPatternBytes) throw adapter.error(ErrorCode::unsupported, fmt::format("a pattern in '{}' has {} bytes", key, pattern.size()));
+  if (pattern.size() > kMaxPatternBytes)
+    throw adapter.error(ErrorCode::unsupported, fmt::format("a pattern in '{}' has {} bytes", key, pattern.size()));
   RE2::Options options;
   options.set_log_errors(false);
   const RE2 re(pattern, options);
@@ -81,7 +141,8 @@ const Json* pattern_value(const Adapter& adapter, std::string_view key, std::str
   for (const auto& [pattern, value] : *list) {
     // Most are plain names; only a pattern needs the machine.
     if (ends_with_name(module, pattern)) return &value;
-    if (pattern.find_first_of("\\*+?[](){}|^$") != std::string::npos && full_match(adapter, key, "(?:.*\\.)?(?:" + pattern + ")", module)) return &value;
+    if (pattern.find_first_of("\\*+?[](){}|^$") != std::string::npos && full_match(adapter, key, "(?:.*\\.)?(?:" + pattern + ")", module))
+      return &value;
   }
   return nullptr;
 }
@@ -89,8 +150,10 @@ const Json* pattern_value(const Adapter& adapter, std::string_view key, std::str
 /// The name without what writers put around it.
 std::string plain_key(std::string_view name) {
   constexpr std::string_view kPrefix = "base_model.model.", kShared = "base_model.";
-  if (name.starts_with(kPrefix)) name.remove_prefix(kPrefix.size());
-  else if (name.starts_with(kShared)) name.remove_prefix(kShared.size());
+  if (name.starts_with(kPrefix))
+    name.remove_prefix(kPrefix.size());
+  else if (name.starts_with(kShared))
+    name.remove_prefix(kShared.size());
   std::vector<std::string_view> parts = split(name);
   // Some writers keep the adapter's name.
   for (std::size_t i = parts.size() > 2 ? parts.size() - 2 : 1; i < parts.size(); ++i) {
@@ -139,7 +202,8 @@ void add_tensor(Adapter& adapter, Modules& modules, const TensorInfo& tensor) {
   entry.name = std::move(module);
   entry.nesting = nesting;
   if (const auto [other, is_new] = entry.parts.emplace(part, &tensor); !is_new)
-    throw adapter.error(ErrorCode::corrupt, fmt::format("'{}' and '{}' mean the same part of one module", printable(other->second->name), printable(tensor.name)),
+    throw adapter.error(ErrorCode::corrupt,
+                        fmt::format("'{}' and '{}' mean the same part of one module", printable(other->second->name), printable(tensor.name)),
                         tensor.name, "it is not clear which of the two counts");
 }
 
@@ -149,18 +213,21 @@ void check_config(Adapter& adapter) {
     throw adapter.error(ErrorCode::corrupt, "adapter_config.json has no 'peft_type'", {}, "name an adapter that PEFT wrote, or convert it first");
   adapter.kind = *kind->string();
   if (std::find(std::begin(kPromptKinds), std::end(kPromptKinds), adapter.kind) != std::end(kPromptKinds))
-    throw adapter.error(ErrorCode::unsupported, fmt::format("an adapter of the kind {} changes no weights, so it cannot be folded into a model", adapter.kind), {},
+    throw adapter.error(ErrorCode::unsupported,
+                        fmt::format("an adapter of the kind {} changes no weights, so it cannot be folded into a model", adapter.kind), {},
                         "it adds vectors to the input or the attention of a running model");
   for (const char* key : {"use_qalora", "use_bdlora", "kasa_config", "velora_config", "monteclora_config"}) {
     const Json* value = adapter.config.find(key);
     const bool is_set = value && !value->is_null() && value->boolean() != false && !(value->object() && value->object()->empty());
-    if (is_set) throw adapter.error(ErrorCode::unsupported, fmt::format("the adapter uses '{}', which weft does not know", key), {}, "fold it with PEFT");
+    if (is_set)
+      throw adapter.error(ErrorCode::unsupported, fmt::format("the adapter uses '{}', which weft does not know", key), {}, "fold it with PEFT");
   }
   for (const char* key : {"r", "lora_alpha", "alpha"})
     if (const Json* value = adapter.config.find(key); value && !value->is_null() && (!value->number() || !std::isfinite(*value->number())))
       throw adapter.error(ErrorCode::corrupt, fmt::format("'{}' in adapter_config.json is no number", key));
   const double r = adapter.number("r").value_or(8);
-  if (r < 0 || r > kMaxRank || r != std::floor(r)) throw adapter.error(ErrorCode::corrupt, fmt::format("the rank {} in adapter_config.json makes no sense", r));
+  if (r < 0 || r > kMaxRank || r != std::floor(r))
+    throw adapter.error(ErrorCode::corrupt, fmt::format("the rank {} in adapter_config.json makes no sense", r));
 }
 
 }  // namespace
@@ -219,8 +286,9 @@ Adapter open_adapter(const fs::path& path) {
   const fs::path folder = !is_file ? path : path.has_parent_path() ? path.parent_path() : fs::path(".");
   if (path_kind(folder / "adapter_config.json") == PathKind::nothing)
     throw Error(ErrorCode::not_found, "there is no adapter_config.json, so this is no adapter that PEFT wrote", {.file = path.string()},
-                path_kind(folder / "config.json") != PathKind::nothing ? "it is a model; an adapter is a folder with adapter_config.json and adapter_model.safetensors"
-                                                                       : "name a folder with adapter_config.json and adapter_model.safetensors");
+                path_kind(folder / "config.json") != PathKind::nothing
+                    ? "it is a model; an adapter is a folder with adapter_config.json and adapter_model.safetensors"
+                    : "name a folder with adapter_config.json and adapter_model.safetensors");
   adapter.config = read_json_file(folder / "adapter_config.json");
   if (!adapter.config.is_object()) throw adapter.error(ErrorCode::corrupt, "adapter_config.json is no JSON object");
   check_config(adapter);
@@ -229,7 +297,8 @@ Adapter open_adapter(const fs::path& path) {
   for (const char* name : {"adapter_model.safetensors", "adapter_model.bin"})
     if (file.empty() && path_kind(folder / name) != PathKind::nothing) file = folder / name;
   if (file.empty())
-    throw Error(ErrorCode::not_found, "the adapter has no weights (adapter_model.safetensors)", {.file = folder.string()}, "the download is incomplete; fetch it again");
+    throw Error(ErrorCode::not_found, "the adapter has no weights (adapter_model.safetensors)", {.file = folder.string()},
+                "the download is incomplete; fetch it again");
   adapter.tensors = open_weights_file(file, file);
   Modules modules;
   for (const TensorInfo& tensor : adapter.tensors->tensors()) add_tensor(adapter, modules, tensor);
@@ -240,8 +309,10 @@ Adapter open_adapter(const fs::path& path) {
 
 std::vector<float> values_of(const Adapter& adapter, const TensorInfo& tensor) {
   if (tensor.dtype != DType::f32 && tensor.dtype != DType::f16 && tensor.dtype != DType::bf16 && tensor.dtype != DType::f64)
-    throw adapter.error(ErrorCode::unsupported,
-                        fmt::format("'{}' is stored as {}; an adapter is float32, float16 or bfloat16", printable(tensor.name), to_string(tensor.dtype)), tensor.name);
+    throw adapter.error(
+        ErrorCode::unsupported,
+        fmt::format("'{}' is stored as {}; an adapter is float32, float16 or bfloat16", printable(tensor.name), to_string(tensor.dtype)),
+        tensor.name);
   std::vector<std::byte> bytes(checked_size(tensor.size_bytes, "tensor of an adapter"));
   adapter.tensors->read_bytes(tensor, 0, bytes);
   std::vector<float> values(checked_size(tensor.num_elements, "tensor of an adapter"));
@@ -254,7 +325,8 @@ std::vector<float> values_of(const Adapter& adapter, const TensorInfo& tensor) {
 
 std::vector<std::int64_t> integers_of(const Adapter& adapter, const TensorInfo& tensor) {
   const DTypeInfo& type = info(tensor.dtype);
-  if (type.kind != DTypeKind::integer) throw adapter.error(ErrorCode::corrupt, fmt::format("'{}' holds no integers", printable(tensor.name)), tensor.name);
+  if (type.kind != DTypeKind::integer)
+    throw adapter.error(ErrorCode::corrupt, fmt::format("'{}' holds no integers", printable(tensor.name)), tensor.name);
   std::vector<std::byte> bytes(checked_size(tensor.size_bytes, "tensor of an adapter"));
   adapter.tensors->read_bytes(tensor, 0, bytes);
   const std::size_t size = static_cast<std::size_t>(type.bits) / 8;

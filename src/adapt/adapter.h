@@ -17,9 +17,10 @@ namespace weft::adapt {
 
 /// What an adapter has for one module of the model.
 struct AdapterModule {
-  std::string name;                                ///< "model.layers.0.self_attn.q_proj"
-  std::map<std::string, const TensorInfo*> parts;  ///< by what follows the name, less "weight": "lora_A", "lora_B.bias", "weight", "base_layer.weight"
-  int nesting = 0;                                 ///< how many ".base_layer" stood behind the name: which of several target_parameters it is
+  std::string name;  ///< "model.layers.0.self_attn.q_proj"
+  std::map<std::string, const TensorInfo*>
+      parts;        ///< by what follows the name, less "weight": "lora_A", "lora_B.bias", "weight", "base_layer.weight"
+  int nesting = 0;  ///< how many ".base_layer" stood behind the name: which of several target_parameters it is
 };
 
 /// An adapter as it is stored; nothing but headers and the config was read.
@@ -46,7 +47,8 @@ struct Adapter {
 /// Whether a folder holds an adapter.
 [[nodiscard]] bool is_adapter(const std::filesystem::path& path);
 /// path: a folder with adapter_config.json and adapter_model.safetensors or .bin, or the weights beside their config.
-/// Errors: not_found, corrupt (a config that makes no sense, one module twice), unsupported (kinds that change no weights, settings that are not known).
+/// Errors: not_found, corrupt (a config that makes no sense, one module twice), unsupported (kinds that change no weights, settings that are not
+/// known).
 [[nodiscard]] Adapter open_adapter(const std::filesystem::path& path);
 
 /// All values of a tensor of an adapter as float32. Errors: corrupt for NaN and infinities, unsupported for types that no adapter has.

@@ -36,11 +36,11 @@ using MakeFold = std::function<std::unique_ptr<Fold>(const RowSource& source)>;
 
 /// A tensor that an adapter changes.
 struct ChangedTensor {
-  std::string name;                     ///< in the model
-  std::optional<TensorRef> replacement; ///< its values are these, and then changed
-  MakeFold make;                        ///< empty: nothing further
-  bool matrix_of_last_axis = false;     ///< rows are all axes but the last
-  bool is_new = false;                  ///< the model stores no such tensor (a tied head)
+  std::string name;                      ///< in the model
+  std::optional<TensorRef> replacement;  ///< its values are these, and then changed
+  MakeFold make;                         ///< empty: nothing further
+  bool matrix_of_last_axis = false;      ///< rows are all axes but the last
+  bool is_new = false;                   ///< the model stores no such tensor (a tied head)
 };
 
 /// The tensors of the model as modules have them.
@@ -54,8 +54,9 @@ class BaseTensors {
   [[nodiscard]] virtual bool is_embedding(std::string_view name) const = 0;
 };
 
-/// What the adapter does to the tensors of one module. Reads no values. Errors: corrupt and invalid_argument naming module and shapes when the adapter does
-/// not fit the model or itself; unsupported for kinds that cannot be folded here.
-[[nodiscard]] std::vector<ChangedTensor> changes_of(const std::shared_ptr<const Adapter>& adapter, const AdapterModule& module, const BaseTensors& base);
+/// What the adapter does to the tensors of one module. Reads no values. Errors: corrupt and invalid_argument naming module and shapes when the
+/// adapter does not fit the model or itself; unsupported for kinds that cannot be folded here.
+[[nodiscard]] std::vector<ChangedTensor> changes_of(const std::shared_ptr<const Adapter>& adapter, const AdapterModule& module,
+                                                    const BaseTensors& base);
 
 }  // namespace weft::adapt

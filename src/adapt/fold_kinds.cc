@@ -31,7 +31,9 @@ struct Matrix {
   }
 };
 
-std::uint64_t dim(const TensorInfo& tensor, std::size_t axis) { return axis < tensor.shape.size() ? static_cast<std::uint64_t>(tensor.shape[axis]) : 1; }
+std::uint64_t dim(const TensorInfo& tensor, std::size_t axis) {
+  return axis < tensor.shape.size() ? static_cast<std::uint64_t>(tensor.shape[axis]) : 1;
+}
 /// Elements of all axes from this one on.
 std::uint64_t dims_from(const TensorInfo& tensor, std::size_t axis) {
   std::uint64_t product = 1;
@@ -102,7 +104,8 @@ class LowRank final : public Fold {
     held_bytes = left_.size() * sizeof(double) + right_.panels.size() * sizeof(float);
   }
   void apply(const RowSource& source, std::uint64_t first, std::uint64_t count, std::span<double> values) const override {
-    math::add_product(left_.data() + first * rank_, rank_, static_cast<std::size_t>(count), right_, values.data(), static_cast<std::size_t>(source.columns));
+    math::add_product(left_.data() + first * rank_, rank_, static_cast<std::size_t>(count), right_, values.data(),
+                      static_cast<std::size_t>(source.columns));
   }
 
  private:
@@ -136,7 +139,8 @@ class LowRankStack final : public Fold {
 class OfProducts final : public Fold {
  public:
   enum class Form { multiplies, adds_product };
-  OfProducts(Form form, std::unique_ptr<Fold> a, std::unique_ptr<Fold> b, double scale) : form_(form), a_(std::move(a)), b_(std::move(b)), scale_(scale) {
+  OfProducts(Form form, std::unique_ptr<Fold> a, std::unique_ptr<Fold> b, double scale)
+      : form_(form), a_(std::move(a)), b_(std::move(b)), scale_(scale) {
     held_bytes = a_->held_bytes + (b_ ? b_->held_bytes : 0);
   }
   void apply(const RowSource& source, std::uint64_t first, std::uint64_t count, std::span<double> values) const override {
@@ -226,7 +230,8 @@ class ByRow final : public Fold {
 /// Each row cut into blocks, each block times a matrix of its own: W' = W diag(blocks). The blocks in turn where there are fewer than places.
 class BlockRotation final : public Fold {
  public:
-  BlockRotation(std::vector<math::PackedMatrix> blocks, std::vector<float> row_scales) : blocks_(std::move(blocks)), row_scales_(std::move(row_scales)) {
+  BlockRotation(std::vector<math::PackedMatrix> blocks, std::vector<float> row_scales)
+      : blocks_(std::move(blocks)), row_scales_(std::move(row_scales)) {
     for (const math::PackedMatrix& block : blocks_) held_bytes += block.panels.size() * sizeof(float);
   }
   void apply(const RowSource& source, std::uint64_t first, std::uint64_t count, std::span<double> values) const override {
@@ -248,7 +253,8 @@ class BlockRotation final : public Fold {
 /// RoAD: rows of a group turned in pairs.
 class PairRotation final : public Fold {
  public:
-  PairRotation(std::vector<double> cosines, std::vector<double> sines, std::uint64_t group) : cosines_(std::move(cosines)), sines_(std::move(sines)), group_(group) {
+  PairRotation(std::vector<double> cosines, std::vector<double> sines, std::uint64_t group)
+      : cosines_(std::move(cosines)), sines_(std::move(sines)), group_(group) {
     held_bytes = 16 * cosines_.size();
   }
   void apply(const RowSource& source, std::uint64_t first, std::uint64_t count, std::span<double> values) const override {
@@ -285,34 +291,59 @@ class Planner {
     whole_tensors();
     const auto has = [&](const char* part) { return module_.parts.contains(part); };
     if (has("lora_A") || has("lora_B")) {
-      if (a_->kind == "ADALORA" || has("lora_E")) adalora();
-      else if (is_parameter()) parameter();
-      else lora();
-    } else if (has("lora_embedding_A") || has("lora_embedding_B")) embedding("lora_embedding_A", "lora_embedding_B", false);
-    else if (has("hira_embedding_A")) embedding("hira_embedding_A", "hira_embedding_B", true);
-    else if (has("hira_A")) hira();
-    else if (has("ia3_l")) ia3();
-    else if (has("hada_w1_a")) loha();
-    else if (has("lokr_w1") || has("lokr_w1_a")) lokr();
-    else if (has("vera_lambda_b")) vera();
-    else if (has("oft_R")) oft();
-    else if (has("boft_R")) boft();
-    else if (has("vblora_logits_A") || has("vblora_logits_A_topk_indices")) vblora();
-    else if (has("miss_block") || has("bone_block")) miss();
-    else if (has("trainable_tokens_delta")) tokens();
-    else if (has("shira_weight")) shira();
-    else if (has("c3a_kernel")) c3a();
-    else if (has("randlora_lambda")) randlora();
-    else if (has("hra_u")) hra();
-    else if (has("delora_A")) delora();
-    else if (has("road_theta")) road();
-    else if (has("gralora_A")) gralora();
+      if (a_->kind == "ADALORA" || has("lora_E"))
+        adalora();
+      else if (is_parameter())
+        parameter();
+      else
+        lora();
+    } else if (has("lora_embedding_A") || has("lora_embedding_B"))
+      embedding("lora_embedding_A", "lora_embedding_B", false);
+    else if (has("hira_embedding_A"))
+      embedding("hira_embedding_A", "hira_embedding_B", true);
+    else if (has("hira_A"))
+      hira();
+    else if (has("ia3_l"))
+      ia3();
+    else if (has("hada_w1_a"))
+      loha();
+    else if (has("lokr_w1") || has("lokr_w1_a"))
+      lokr();
+    else if (has("vera_lambda_b"))
+      vera();
+    else if (has("oft_R") || has("oft_embedding_R"))
+      oft();
+    else if (has("boft_R"))
+      boft();
+    else if (has("vblora_logits_A") || has("vblora_logits_A_topk_indices"))
+      vblora();
+    else if (has("miss_block") || has("bone_block"))
+      miss();
+    else if (has("trainable_tokens_delta"))
+      tokens();
+    else if (has("shira_weight"))
+      shira();
+    else if (has("c3a_kernel"))
+      c3a();
+    else if (has("randlora_lambda"))
+      randlora();
+    else if (has("hra_u"))
+      hra();
+    else if (has("delora_A"))
+      delora();
+    else if (has("road_theta"))
+      road();
+    else if (has("gralora_A"))
+      gralora();
     else if (has("fourierft_spectrum"))
-      throw a_->error(ErrorCode::unsupported, "FourierFT places its frequencies by PyTorch's random numbers, which weft does not make", {}, "fold it with PEFT");
+      throw a_->error(ErrorCode::unsupported, "FourierFT places its frequencies by PyTorch's random numbers, which weft does not make", {},
+                      "fold it with PEFT");
     for (const auto& [name, part] : module_.parts) {
       if (used_.contains(name)) continue;
-      throw a_->error(ErrorCode::unsupported, fmt::format("'{}' of module '{}' is no part that an adapter of the kind {} has", printable(name), printable(module_.name), a_->kind),
-                      part->name);
+      throw a_->error(
+          ErrorCode::unsupported,
+          fmt::format("'{}' of module '{}' is no part that an adapter of the kind {} has", printable(name), printable(module_.name), a_->kind),
+          part->name);
     }
     return std::move(out_);
   }
@@ -343,7 +374,8 @@ class Planner {
   const TensorInfo& base_tensor(std::string_view leaf = "weight") {
     const std::optional<std::string> name = base_.find(module_.name, leaf);
     if (!name)
-      throw a_->error(ErrorCode::invalid_argument, fmt::format("the model has no '{}{}{}', which the adapter changes", printable(module_.name), leaf.empty() ? "" : ".", leaf),
+      throw a_->error(ErrorCode::invalid_argument,
+                      fmt::format("the model has no '{}{}{}', which the adapter changes", printable(module_.name), leaf.empty() ? "" : ".", leaf),
                       module_.parts.begin()->second->name, "the adapter was made for another model: " + base_model());
     return base_.tensor(*name);
   }
@@ -354,8 +386,8 @@ class Planner {
   /// The adapter's part has a size that the model's tensor has not.
   [[noreturn]] void misfit(const TensorInfo& tensor, const TensorInfo& weight) const {
     throw a_->error(ErrorCode::invalid_argument,
-                    fmt::format("module '{}': '{}' is {} but the model's '{}' is {}", printable(module_.name), printable(tensor.name), to_string(tensor.shape),
-                                printable(weight.name), to_string(weight.shape)),
+                    fmt::format("module '{}': '{}' is {} but the model's '{}' is {}", printable(module_.name), printable(tensor.name),
+                                to_string(tensor.shape), printable(weight.name), to_string(weight.shape)),
                     tensor.name, "the adapter was made for another model: " + base_model());
   }
   void expect(bool fits, const TensorInfo& tensor, const TensorInfo& weight) const {
@@ -393,11 +425,13 @@ class Planner {
       used_.insert(name);
       const std::optional<std::string> in_model = base_.find(module_.name, leaf);
       if (!in_model)
-        throw a_->error(ErrorCode::invalid_argument, fmt::format("the model has no '{}{}{}', which the adapter replaces", printable(module_.name), leaf.empty() ? "" : ".", leaf),
+        throw a_->error(ErrorCode::invalid_argument,
+                        fmt::format("the model has no '{}{}{}', which the adapter replaces", printable(module_.name), leaf.empty() ? "" : ".", leaf),
                         part->name, "the adapter was made for another model: " + base_model());
       const TensorInfo& weight = base_.tensor(*in_model);
       // Vocabularies may have grown; nothing else may differ.
-      const bool grown = weight.shape.size() == 2 && part->shape.size() == 2 && weight.shape[1] == part->shape[1] && leaf == "weight" && base_.is_embedding(weight.name);
+      const bool grown = weight.shape.size() == 2 && part->shape.size() == 2 && weight.shape[1] == part->shape[1] && leaf == "weight" &&
+                         base_.is_embedding(weight.name);
       if (weight.shape != part->shape && !grown) misfit(*part, weight);
       ChangedTensor& changed = out_.emplace_back();
       changed.name = weight.name;
@@ -423,7 +457,9 @@ class Planner {
   void check_rank(const TensorInfo& tensor, std::uint64_t rank) const {
     const double want = a_->rank_of(module_.name);
     if (static_cast<double>(rank) != want)
-      throw a_->error(ErrorCode::corrupt, fmt::format("module '{}' has rank {} by adapter_config.json but '{}' is {}", printable(module_.name), want, printable(tensor.name), to_string(tensor.shape)),
+      throw a_->error(ErrorCode::corrupt,
+                      fmt::format("module '{}' has rank {} by adapter_config.json but '{}' is {}", printable(module_.name), want,
+                                  printable(tensor.name), to_string(tensor.shape)),
                       tensor.name, "config and weights are of different versions; fetch them again");
   }
 
@@ -431,7 +467,9 @@ class Planner {
     const TensorInfo &left = part("lora_B"), &right = part("lora_A"), &weight = changed_weight();
     require_matrix(weight);
     const std::uint64_t rank = dim(right, 0);
-    if (dims_from(left, 1) != rank) bad(left, fmt::format("does not fit '{}' {}: their ranks are {} and {}", printable(right.name), to_string(right.shape), dims_from(left, 1), rank));
+    if (dims_from(left, 1) != rank)
+      bad(left,
+          fmt::format("does not fit '{}' {}: their ranks are {} and {}", printable(right.name), to_string(right.shape), dims_from(left, 1), rank));
     expect(dim(left, 0) == outputs(weight), left, weight);
     expect(dims_from(right, 1) == inputs(weight), right, weight);
     check_rank(right, rank);
@@ -439,12 +477,14 @@ class Planner {
     const TensorInfo* magnitude = find_part("lora_magnitude_vector");
     if (magnitude && magnitude->num_elements != outputs(weight)) misfit(*magnitude, weight);
     if (a_->flag("use_dora") != (magnitude != nullptr))
-      throw a_->error(ErrorCode::corrupt, fmt::format("use_dora is {} but module '{}' has {} magnitudes", a_->flag("use_dora"), printable(module_.name), magnitude ? "its" : "no"));
+      throw a_->error(ErrorCode::corrupt, fmt::format("use_dora is {} but module '{}' has {} magnitudes", a_->flag("use_dora"),
+                                                      printable(module_.name), magnitude ? "its" : "no"));
     const bool turn = transposed();
     add(weight, [a = a_, l = &left, r = &right, magnitude, scale, turn, name = weight.name](const RowSource& source) -> std::unique_ptr<Fold> {
       auto change = low_rank(*a, *l, *r, scale, turn);
       if (!magnitude) return change;
-      return std::make_unique<Dora>(*a, name, std::move(change), values_of(*a, *magnitude), turn ? Dora::OutputAxis::columns : Dora::OutputAxis::rows, source);
+      return std::make_unique<Dora>(*a, name, std::move(change), values_of(*a, *magnitude), turn ? Dora::OutputAxis::columns : Dora::OutputAxis::rows,
+                                    source);
     });
     if (const TensorInfo* bias = find_part("lora_B.bias")) add_to_bias(*bias, scale);
   }
@@ -458,14 +498,16 @@ class Planner {
   void add_to_bias(const TensorInfo& bias, double scale) {
     const std::optional<std::string> name = base_.find(module_.name, "bias");
     if (!name)
-      throw a_->error(ErrorCode::invalid_argument, fmt::format("the adapter changes the bias of '{}', but the model has none there", printable(module_.name)), bias.name,
+      throw a_->error(ErrorCode::invalid_argument,
+                      fmt::format("the adapter changes the bias of '{}', but the model has none there", printable(module_.name)), bias.name,
                       "the adapter was made for another model: " + base_model());
     const TensorInfo& base = base_.tensor(*name);
     expect(bias.num_elements == base.num_elements, bias, base);
     add(base, [a = a_, b = &bias, scale](const RowSource&) {
       std::vector<float> values = values_of(*a, *b);
       const std::uint64_t bytes = values.size() * sizeof(float);
-      return std::make_unique<ByRow>([v = std::move(values), scale](std::uint64_t row, std::span<double> x) { x[0] += static_cast<double>(v[row]) * scale; }, bytes);
+      return std::make_unique<ByRow>(
+          [v = std::move(values), scale](std::uint64_t row, std::span<double> x) { x[0] += static_cast<double>(v[row]) * scale; }, bytes);
     });
   }
 
@@ -539,7 +581,8 @@ class Planner {
     const std::vector<std::string> names = parameters();
     const auto nesting = static_cast<std::size_t>(module_.nesting);
     if (nesting >= names.size())
-      throw a_->error(ErrorCode::corrupt, fmt::format("module '{}' has parts for {} parameters, but target_parameters names {} of it", printable(module_.name), nesting + 1, names.size()));
+      throw a_->error(ErrorCode::corrupt, fmt::format("module '{}' has parts for {} parameters, but target_parameters names {} of it",
+                                                      printable(module_.name), nesting + 1, names.size()));
     const std::string& leaf = names[names.size() - 1 - nesting];
     const TensorInfo &left = part("lora_B"), &right = part("lora_A"), &weight = base_tensor(leaf);
     if (weight.shape.size() != 2 && weight.shape.size() != 3) misfit(right, weight);
@@ -562,7 +605,8 @@ class Planner {
         right_of.values.assign(begin, begin + static_cast<std::ptrdiff_t>(rank * m.columns));
         for (std::size_t o = 0; o < b.rows; ++o)
           for (std::uint64_t k = 0; k < rank; ++k) left_of.values.push_back(b(o, static_cast<std::size_t>(k * experts + e)));
-        slices.push_back(turn ? std::make_unique<LowRank>(right_of.transposed(), left_of.transposed(), scale) : std::make_unique<LowRank>(left_of, right_of, scale));
+        slices.push_back(turn ? std::make_unique<LowRank>(right_of.transposed(), left_of.transposed(), scale)
+                              : std::make_unique<LowRank>(left_of, right_of, scale));
       }
       return std::make_unique<LowRankStack>(std::move(slices), middle);
     });
@@ -597,7 +641,9 @@ class Planner {
   }
 
   /// left right, or, with a core t [r, r, kh, kw], the Tucker form: left [r, out], right [r, in].
-  std::unique_ptr<Fold> tucker(const TensorInfo& left, const TensorInfo& right, const TensorInfo* core) const { return tucker(*a_, left, right, core); }
+  std::unique_ptr<Fold> tucker(const TensorInfo& left, const TensorInfo& right, const TensorInfo* core) const {
+    return tucker(*a_, left, right, core);
+  }
   static std::unique_ptr<Fold> tucker(const Adapter& a, const TensorInfo& left, const TensorInfo& right, const TensorInfo* core) {
     const Matrix l = matrix_of(a, left), r = matrix_of(a, right);
     if (!core) return std::make_unique<LowRank>(l, r, 1.0);
@@ -622,12 +668,14 @@ class Planner {
     return core ? std::pair{dims_from(left, 1), dims_from(right, 1) * dims_from(*core, 2)} : std::pair{dim(left, 0), dims_from(right, 1)};
   }
   void check_tucker(const TensorInfo& left, const TensorInfo& right, const TensorInfo* core) const {
-    const bool fits = core ? core->shape.size() >= 2 && dim(*core, 0) == dim(left, 0) && dim(*core, 1) == dim(right, 0) : dims_from(left, 1) == dim(right, 0);
+    const bool fits =
+        core ? core->shape.size() >= 2 && dim(*core, 0) == dim(left, 0) && dim(*core, 1) == dim(right, 0) : dims_from(left, 1) == dim(right, 0);
     if (!fits) bad(left, fmt::format("does not fit '{}' {}: their ranks differ", printable(right.name), to_string(right.shape)));
   }
 
   void loha() {
-    const TensorInfo &w1a = part("hada_w1_a"), &w1b = part("hada_w1_b"), &w2a = part("hada_w2_a"), &w2b = part("hada_w2_b"), &weight = changed_weight();
+    const TensorInfo &w1a = part("hada_w1_a"), &w1b = part("hada_w1_b"), &w2a = part("hada_w2_a"), &w2b = part("hada_w2_b"),
+                     &weight = changed_weight();
     const TensorInfo *t1 = find_part("hada_t1"), *t2 = find_part("hada_t2");
     check_tucker(w1a, w1b, t1);
     check_tucker(w2a, w2b, t2);
@@ -651,10 +699,12 @@ class Planner {
     const TensorInfo& weight = changed_weight();
     const auto [o1, i1] = w1 ? std::pair{dim(*w1, 0), dims_from(*w1, 1)} : tucker_shape(*w1a, *w1b, nullptr);
     const auto [o2, i2] = w2 ? std::pair{dim(*w2, 0), dims_from(*w2, 1)} : tucker_shape(*w2a, *w2b, core);
-    expect(o1 != 0 && o2 != 0 && checked_mul(o1, o2, "outputs") == dim(weight, 0) && checked_mul(i1, i2, "inputs") == dims_from(weight, 1), w1 ? *w1 : *w1a, weight);
+    expect(o1 != 0 && o2 != 0 && checked_mul(o1, o2, "outputs") == dim(weight, 0) && checked_mul(i1, i2, "inputs") == dims_from(weight, 1),
+           w1 ? *w1 : *w1a, weight);
     const double scale = a_->alpha_of(module_.name) / a_->rank_of(module_.name);
     add(weight, [=, a = a_](const RowSource&) -> std::unique_ptr<Fold> {
-      const auto whole = [&](const TensorInfo* given, const TensorInfo* left, const TensorInfo* right, const TensorInfo* t, std::uint64_t rows, std::uint64_t columns) {
+      const auto whole = [&](const TensorInfo* given, const TensorInfo* left, const TensorInfo* right, const TensorInfo* t, std::uint64_t rows,
+                             std::uint64_t columns) {
         if (given) {
           const std::vector<float> v = values_of(*a, *given);
           return std::vector<double>(v.begin(), v.end());
@@ -678,8 +728,11 @@ class Planner {
   }
 
   void vera() {
-    const std::string advice = "it was saved without its projections, which PyTorch's random numbers would have to make; save it again with save_projection, or fold it with PEFT";
-    const TensorInfo &lambda_b = part("vera_lambda_b"), &lambda_d = part("vera_lambda_d"), &a = shared("vera_A", advice), &b = shared("vera_B", advice);
+    const std::string advice =
+        "it was saved without its projections, which PyTorch's random numbers would have to make; save it again with save_projection, or fold it "
+        "with PEFT";
+    const TensorInfo &lambda_b = part("vera_lambda_b"), &lambda_d = part("vera_lambda_d"), &a = shared("vera_A", advice),
+                     &b = shared("vera_B", advice);
     const TensorInfo& weight = changed_weight();
     const std::uint64_t rank = lambda_d.num_elements, out = outputs(weight), in = inputs(weight);
     expect(lambda_b.num_elements == out, lambda_b, weight);
@@ -709,7 +762,8 @@ class Planner {
   }
 
   void oft() {
-    const TensorInfo &r = part("oft_R"), &weight = changed_weight();
+    const bool is_embedding = module_.parts.contains("oft_embedding_R");
+    const TensorInfo &r = part(is_embedding ? "oft_embedding_R" : "oft_R"), &weight = changed_weight();
     if (transposed()) throw a_->error(ErrorCode::unsupported, "OFT does not know weights that are stored transposed (fan_in_fan_out)", r.name);
     const std::uint64_t per_block = dims_from(r, 1), blocks = dim(r, 0), in = dims_from(weight, 1);
     const auto n = static_cast<std::uint64_t>(std::llround((1 + std::sqrt(1 + 8 * static_cast<double>(per_block))) / 2));
@@ -717,8 +771,9 @@ class Planner {
     expect(in % n == 0 && (blocks * n == in || blocks == 1), r, weight);
     const bool neumann = !a_->config.find("use_cayley_neumann") || a_->flag("use_cayley_neumann");
     const double terms = a_->number("num_cayley_neumann_terms").value_or(5);
-    if (terms < 1 || terms > 64 || terms != std::floor(terms)) throw a_->error(ErrorCode::corrupt, fmt::format("num_cayley_neumann_terms is {}", terms));
-    add(weight, [a = a_, t = &r, n = static_cast<std::size_t>(n), neumann, terms = static_cast<int>(terms), as_is = base_.is_embedding(weight.name)](const RowSource&) {
+    if (terms < 1 || terms > 64 || terms != std::floor(terms))
+      throw a_->error(ErrorCode::corrupt, fmt::format("num_cayley_neumann_terms is {}", terms));
+    add(weight, [a = a_, t = &r, n = static_cast<std::size_t>(n), neumann, terms = static_cast<int>(terms), as_is = is_embedding](const RowSource&) {
       const Matrix upper = matrix_of(*a, *t);
       std::vector<math::PackedMatrix> blocks_of;
       for (std::size_t k = 0; k < upper.rows; ++k) {
@@ -757,7 +812,8 @@ class Planner {
   void boft() {
     const TensorInfo &r = part("boft_R"), &s = part("boft_s"), &weight = changed_weight();
     if (r.shape.size() != 4 || r.shape[2] != r.shape[3]) bad(r, "is no stack of square blocks");
-    if (dim(r, 0) != 1) throw a_->error(ErrorCode::unsupported, fmt::format("BOFT with {} butterfly factors cannot be folded", dim(r, 0)), r.name, "fold it with PEFT");
+    if (dim(r, 0) != 1)
+      throw a_->error(ErrorCode::unsupported, fmt::format("BOFT with {} butterfly factors cannot be folded", dim(r, 0)), r.name, "fold it with PEFT");
     expect(dim(r, 1) * dim(r, 2) == dims_from(weight, 1) && dim(r, 2) > 0, r, weight);
     expect(s.num_elements == dim(weight, 0), s, weight);
     add(weight, [a = a_, t = &r, s = &s, n = static_cast<std::size_t>(dim(r, 2))](const RowSource&) {
@@ -766,7 +822,8 @@ class Planner {
       for (std::size_t k = 0; k < v.size() / (n * n); ++k) {
         Square q(n * n);
         for (std::size_t i = 0; i < n; ++i)
-          for (std::size_t j = 0; j < n; ++j) q[i * n + j] = (static_cast<double>(v[(k * n + i) * n + j]) - static_cast<double>(v[(k * n + j) * n + i])) / 2;
+          for (std::size_t j = 0; j < n; ++j)
+            q[i * n + j] = (static_cast<double>(v[(k * n + i) * n + j]) - static_cast<double>(v[(k * n + j) * n + i])) / 2;
         blocks.push_back(packed(cayley(q, n), n, false));
       }
       return std::make_unique<BlockRotation>(std::move(blocks), values_of(*a, *s));
@@ -787,10 +844,12 @@ class Planner {
     const Mixture ma = mixture("vblora_logits_A"), mb = mixture("vblora_logits_B");
     const TensorInfo &sa = ma.logits ? *ma.logits : *ma.indices, &sb = mb.logits ? *mb.logits : *mb.indices;
     const double topk = a_->number("topk").value_or(2);
-    if (length == 0 || sa.shape.size() != 3 || sb.shape.size() != 3 || dim(sa, 0) != dim(sb, 1)) bad(sa, "does not fit its counterpart: their ranks differ");
+    if (length == 0 || sa.shape.size() != 3 || sb.shape.size() != 3 || dim(sa, 0) != dim(sb, 1))
+      bad(sa, "does not fit its counterpart: their ranks differ");
     expect(dim(sa, 1) * length == in, sa, weight);
     expect(dim(sb, 0) * length == out, sb, weight);
-    add(weight, [a = a_, bank = &bank, ma, mb, topk = static_cast<std::size_t>(std::max(1.0, topk)), length = static_cast<std::size_t>(length), turn = transposed()](const RowSource&) {
+    add(weight, [a = a_, bank = &bank, ma, mb, topk = static_cast<std::size_t>(std::max(1.0, topk)), length = static_cast<std::size_t>(length),
+                 turn = transposed()](const RowSource&) {
       const Matrix vectors = matrix_of(*a, *bank);
       /// [places, length]
       const auto mixed = [&](const Mixture& m) {
@@ -835,7 +894,9 @@ class Planner {
           }
           std::vector<double> sum(length, 0.0);
           for (const auto& [index, share] : chosen) {
-            if (index >= vectors.rows) throw a->error(ErrorCode::corrupt, fmt::format("an index of vblora is {}, but the bank holds {} vectors", index, vectors.rows), bank->name);
+            if (index >= vectors.rows)
+              throw a->error(ErrorCode::corrupt, fmt::format("an index of vblora is {}, but the bank holds {} vectors", index, vectors.rows),
+                             bank->name);
             for (std::size_t i = 0; i < length; ++i) sum[i] += share * static_cast<double>(vectors(index, i));
           }
           for (const double v : sum) out_values.push_back(static_cast<float>(v));
@@ -904,12 +965,16 @@ class Planner {
         if (module_.name == name || module_.name.ends_with("." + name)) own = &indices;
       listed = own;
     }
-    if (!listed || !listed->array()) throw a_->error(ErrorCode::corrupt, fmt::format("adapter_config.json does not list the tokens of '{}'", printable(module_.name)), rows.name);
+    if (!listed || !listed->array())
+      throw a_->error(ErrorCode::corrupt, fmt::format("adapter_config.json does not list the tokens of '{}'", printable(module_.name)), rows.name);
     std::map<std::uint64_t, std::size_t> place;
     for (const Json& item : *listed->array()) {
       const std::optional<std::int64_t> index = item.integer();
       if (!index || *index < 0 || static_cast<std::uint64_t>(*index) >= dim(weight, 0))
-        throw a_->error(ErrorCode::corrupt, fmt::format("token {} of '{}' is outside of its {} rows", item.number_text() ? *item.number_text() : "?", printable(module_.name), dim(weight, 0)), rows.name);
+        throw a_->error(ErrorCode::corrupt,
+                        fmt::format("token {} of '{}' is outside of its {} rows", item.number_text() ? *item.number_text() : "?",
+                                    printable(module_.name), dim(weight, 0)),
+                        rows.name);
       place[static_cast<std::uint64_t>(*index)] = place.size();
     }
     if (dim(rows, 0) != place.size()) bad(rows, fmt::format("has {} rows but adapter_config.json lists {} tokens", dim(rows, 0), place.size()));
@@ -962,15 +1027,18 @@ class Planner {
           [v = std::move(v), n](std::uint64_t row, std::span<double> x) {
             const float* kernels = v.data() + row / n * (x.size() / n) * n;
             const std::size_t p = static_cast<std::size_t>(row) % n;
-            for (std::size_t j = 0; j < x.size(); ++j) x[j] += static_cast<double>(kernels[j / n * n + (j % n + n - p) % n]) / static_cast<double>(x.size());
+            for (std::size_t j = 0; j < x.size(); ++j)
+              x[j] += static_cast<double>(kernels[j / n * n + (j % n + n - p) % n]) / static_cast<double>(x.size());
           },
           bytes);
     });
   }
 
   void randlora() {
-    const std::string advice = "it was saved without its bases, which PyTorch's random numbers would have to make; save it again with save_projection, or fold it with PEFT";
-    const TensorInfo &lambda = part("randlora_lambda"), &gamma = part("randlora_gamma"), &a = shared("randlora_A", advice), &b = shared("randlora_B", advice);
+    const std::string advice =
+        "it was saved without its bases, which PyTorch's random numbers would have to make; save it again with save_projection, or fold it with PEFT";
+    const TensorInfo &lambda = part("randlora_lambda"), &gamma = part("randlora_gamma"), &a = shared("randlora_A", advice),
+                     &b = shared("randlora_B", advice);
     const TensorInfo& weight = changed_weight();
     const std::uint64_t out = outputs(weight), in = inputs(weight), low = std::min(out, in), high = std::max(out, in);
     const std::uint64_t rank = dim(lambda, 0), bases = dims_from(lambda, 1);
@@ -980,21 +1048,22 @@ class Planner {
     expect(dim(a, 2) >= low && dim(a, 1) >= 1, a, weight);
     expect(dim(b, 0) >= high, b, weight);
     const double scale = a_->number("randlora_alpha").value_or(640) / a_->rank_of(module_.name);
-    add(weight, [p = a_, l = &lambda, g = &gamma, a = &a, b = &b, low = static_cast<std::size_t>(low), high = static_cast<std::size_t>(high), rank = static_cast<std::size_t>(rank),
-                 bases = static_cast<std::size_t>(bases), scale, turn = transposed() != (out < in)](const RowSource&) {
-      const Matrix lm = matrix_of(*p, *l), gm = matrix_of(*p, *g);
-      const std::vector<float> va = values_of(*p, *a), vb = values_of(*p, *b);
-      const std::size_t wide = static_cast<std::size_t>(dims_from(*a, 1)), stored_bases = static_cast<std::size_t>(dim(*b, 1));
-      Matrix left{high, bases * rank, {}}, right{bases * rank, low, {}};
-      for (std::size_t h = 0; h < high; ++h)
-        for (std::size_t n = 0; n < bases; ++n)
-          for (std::size_t i = 0; i < rank; ++i) left.values.push_back(vb[(h * stored_bases + n) * rank + i]);
-      // Flattened rank first: B and A meet position by position, as the reference lets them.
-      for (std::size_t i = 0; i < rank; ++i)
-        for (std::size_t n = 0; n < bases; ++n)
-          for (std::size_t j = 0; j < low; ++j) right.values.push_back(lm(i, n) * va[i * wide + j] * gm(n, j));
-      return turn ? std::make_unique<LowRank>(right.transposed(), left.transposed(), scale) : std::make_unique<LowRank>(left, right, scale);
-    });
+    add(weight,
+        [p = a_, l = &lambda, g = &gamma, a = &a, b = &b, low = static_cast<std::size_t>(low), high = static_cast<std::size_t>(high),
+         rank = static_cast<std::size_t>(rank), bases = static_cast<std::size_t>(bases), scale, turn = transposed() != (out < in)](const RowSource&) {
+          const Matrix lm = matrix_of(*p, *l), gm = matrix_of(*p, *g);
+          const std::vector<float> va = values_of(*p, *a), vb = values_of(*p, *b);
+          const std::size_t wide = static_cast<std::size_t>(dims_from(*a, 1)), stored_bases = static_cast<std::size_t>(dim(*b, 1));
+          Matrix left{high, bases * rank, {}}, right{bases * rank, low, {}};
+          for (std::size_t h = 0; h < high; ++h)
+            for (std::size_t n = 0; n < bases; ++n)
+              for (std::size_t i = 0; i < rank; ++i) left.values.push_back(vb[(h * stored_bases + n) * rank + i]);
+          // Flattened rank first: B and A meet position by position, as the reference lets them.
+          for (std::size_t i = 0; i < rank; ++i)
+            for (std::size_t n = 0; n < bases; ++n)
+              for (std::size_t j = 0; j < low; ++j) right.values.push_back(lm(i, n) * va[i * wide + j] * gm(n, j));
+          return turn ? std::make_unique<LowRank>(right.transposed(), left.transposed(), scale) : std::make_unique<LowRank>(left, right, scale);
+        });
   }
 
   void hra() {
@@ -1004,7 +1073,8 @@ class Planner {
       const Matrix m = matrix_of(*a, *t).transposed();  // [r, in]
       std::vector<std::vector<double>> vectors;
       for (std::size_t k = 0; k < m.rows; ++k) {
-        std::vector<double> v(m.values.begin() + static_cast<std::ptrdiff_t>(k * m.columns), m.values.begin() + static_cast<std::ptrdiff_t>((k + 1) * m.columns));
+        std::vector<double> v(m.values.begin() + static_cast<std::ptrdiff_t>(k * m.columns),
+                              m.values.begin() + static_cast<std::ptrdiff_t>((k + 1) * m.columns));
         if (orthogonal)
           for (const std::vector<double>& other : vectors) {
             const double along = std::inner_product(v.begin(), v.end(), other.begin(), 0.0);
@@ -1061,7 +1131,8 @@ class Planner {
     const std::uint64_t out = dim(weight, 0);
     const std::uint64_t per_output = variant == "road_1" ? 1 : variant == "road_2" ? 2 : variant == "road_4" ? 4 : 0;
     if (per_output == 0) throw a_->error(ErrorCode::unsupported, fmt::format("RoAD's variant '{}' is unknown", printable(variant)));
-    if (size < 2 || size != std::floor(size) || static_cast<std::uint64_t>(size) % 2 != 0) throw a_->error(ErrorCode::corrupt, fmt::format("RoAD's group_size is {}", size));
+    if (size < 2 || size != std::floor(size) || static_cast<std::uint64_t>(size) % 2 != 0)
+      throw a_->error(ErrorCode::corrupt, fmt::format("RoAD's group_size is {}", size));
     const auto group = static_cast<std::uint64_t>(size);
     expect(out % group == 0 && theta.num_elements == out * per_output / 2 && alpha.num_elements == theta.num_elements, theta, weight);
     const MakeFold make = [a = a_, t = &theta, s = &alpha, per_output, group, out](const RowSource&) {
@@ -1087,7 +1158,8 @@ class Planner {
   void gralora() {
     const TensorInfo &left = part("gralora_B"), &right = part("gralora_A"), &weight = changed_weight();
     const TensorInfo *general_a = find_part("gralora_A_general"), *general_b = find_part("gralora_B_general");
-    if (left.shape.size() != 3 || right.shape.size() != 3 || dim(left, 0) != dim(right, 0) || dim(left, 1) != dim(right, 2) || dim(right, 0) == 0 || dim(right, 2) % dim(right, 0) != 0)
+    if (left.shape.size() != 3 || right.shape.size() != 3 || dim(left, 0) != dim(right, 0) || dim(left, 1) != dim(right, 2) || dim(right, 0) == 0 ||
+        dim(right, 2) % dim(right, 0) != 0)
       bad(right, "does not fit gralora_B");
     const std::uint64_t k = dim(right, 0), rank = dim(right, 2), out = outputs(weight), in = inputs(weight);
     expect(dim(left, 2) * k == out, left, weight);
@@ -1095,31 +1167,33 @@ class Planner {
     const bool hybrid = general_a && general_b && general_a->num_elements > 0;
     const double scale = a_->alpha_of(module_.name) / static_cast<double>(rank + (hybrid ? dim(*general_a, 0) : 0));
     // Written as one product over all pairs of blocks: inner index (input block, j), with the other input blocks' parts of the right side zero.
-    add(weight, [a = a_, l = &left, r = &right, general_a, general_b, hybrid, scale, k = static_cast<std::size_t>(k), rank = static_cast<std::size_t>(rank), out = static_cast<std::size_t>(out),
-                 in = static_cast<std::size_t>(in), turn = transposed()](const RowSource&) -> std::unique_ptr<Fold> {
-      std::vector<float> va = values_of(*a, *r), vb = values_of(*a, *l);
-      std::unique_ptr<Fold> general;
-      if (hybrid) general = low_rank(*a, *general_b, *general_a, scale, turn);
-      const std::uint64_t bytes = 4 * (va.size() + vb.size()) + (general ? general->held_bytes : 0);
-      const std::size_t q = rank / k, ib = in / k, ob = out / k;
-      const auto element = [va = std::move(va), vb = std::move(vb), q, ib, ob, rank, scale](std::size_t o, std::size_t i) {
-        const std::size_t m = o / ob, n = i / ib;
-        double sum = 0;
-        for (std::size_t j = 0; j < q; ++j)
-          sum += static_cast<double>(va[(n * ib + i % ib) * rank + m * q + j]) * static_cast<double>(vb[(m * rank + n * q + j) * ob + o % ob]);
-        return sum * scale;
-      };
-      auto blocks = std::make_unique<ByRow>(
-          [element, turn](std::uint64_t row, std::span<double> x) {
-            for (std::size_t j = 0; j < x.size(); ++j) x[j] += turn ? element(j, static_cast<std::size_t>(row)) : element(static_cast<std::size_t>(row), j);
-          },
-          bytes);
-      if (!general) return blocks;
-      std::vector<std::unique_ptr<Fold>> both;
-      both.push_back(std::move(blocks));
-      both.push_back(std::move(general));
-      return std::make_unique<Sequence>(std::move(both));
-    });
+    add(weight,
+        [a = a_, l = &left, r = &right, general_a, general_b, hybrid, scale, k = static_cast<std::size_t>(k), rank = static_cast<std::size_t>(rank),
+         out = static_cast<std::size_t>(out), in = static_cast<std::size_t>(in), turn = transposed()](const RowSource&) -> std::unique_ptr<Fold> {
+          std::vector<float> va = values_of(*a, *r), vb = values_of(*a, *l);
+          std::unique_ptr<Fold> general;
+          if (hybrid) general = low_rank(*a, *general_b, *general_a, scale, turn);
+          const std::uint64_t bytes = 4 * (va.size() + vb.size()) + (general ? general->held_bytes : 0);
+          const std::size_t q = rank / k, ib = in / k, ob = out / k;
+          const auto element = [va = std::move(va), vb = std::move(vb), q, ib, ob, rank, scale](std::size_t o, std::size_t i) {
+            const std::size_t m = o / ob, n = i / ib;
+            double sum = 0;
+            for (std::size_t j = 0; j < q; ++j)
+              sum += static_cast<double>(va[(n * ib + i % ib) * rank + m * q + j]) * static_cast<double>(vb[(m * rank + n * q + j) * ob + o % ob]);
+            return sum * scale;
+          };
+          auto blocks = std::make_unique<ByRow>(
+              [element, turn](std::uint64_t row, std::span<double> x) {
+                for (std::size_t j = 0; j < x.size(); ++j)
+                  x[j] += turn ? element(j, static_cast<std::size_t>(row)) : element(static_cast<std::size_t>(row), j);
+              },
+              bytes);
+          if (!general) return blocks;
+          std::vector<std::unique_ptr<Fold>> both;
+          both.push_back(std::move(blocks));
+          both.push_back(std::move(general));
+          return std::make_unique<Sequence>(std::move(both));
+        });
   }
 
   /// One after the other.
@@ -1146,6 +1220,8 @@ class Planner {
 
 }  // namespace
 
-std::vector<ChangedTensor> changes_of(const AdapterPointer& adapter, const AdapterModule& module, const BaseTensors& base) { return Planner(adapter, module, base).run(); }
+std::vector<ChangedTensor> changes_of(const AdapterPointer& adapter, const AdapterModule& module, const BaseTensors& base) {
+  return Planner(adapter, module, base).run();
+}
 
 }  // namespace weft::adapt

@@ -60,8 +60,8 @@ void decode_doubles(DType dtype, std::span<const std::byte> data, std::span<doub
 
 /// One tensor of the folded model.
 struct Entry {
-  TensorRef source;                       ///< where its values begin
-  std::optional<TensorRef> unfolded;      ///< the model's own, to stop on the way between the two; only when that is asked for
+  TensorRef source;                   ///< where its values begin
+  std::optional<TensorRef> unfolded;  ///< the model's own, to stop on the way between the two; only when that is asked for
   MakeFold make;
   std::uint64_t rows = 0, columns = 0;
 };
@@ -126,7 +126,8 @@ class FoldedCheckpoint final : public Checkpoint {
     if (own == nullptr || own->size_bytes == 0) return;
     const TensorRef& source = entries_[static_cast<std::size_t>(own - tensors_.data())].source;
     const auto scaled = [&](std::uint64_t bytes) {
-      return static_cast<std::uint64_t>(static_cast<double>(bytes) / static_cast<double>(own->size_bytes) * static_cast<double>(source.tensor->size_bytes));
+      return static_cast<std::uint64_t>(static_cast<double>(bytes) / static_cast<double>(own->size_bytes) *
+                                        static_cast<double>(source.tensor->size_bytes));
     };
     source.checkpoint->will_read(*source.tensor, scaled(offset), scaled(size_bytes));
   }
@@ -144,8 +145,10 @@ class FoldedCheckpoint final : public Checkpoint {
   void edit(Json& config, std::vector<std::string>& warnings) const {
     follow_in_config(*base_, config, warnings);
     if (!layers_.empty()) {
-      if (const model::Architecture* architecture = model::find_architecture(config)) model::set_layers(config, *architecture, layers_, warnings);
-      else model::text_config(config).set("num_hidden_layers", static_cast<std::uint64_t>(layers_.size()));
+      if (const model::Architecture* architecture = model::find_architecture(config))
+        model::set_layers(config, *architecture, layers_, warnings);
+      else
+        model::text_config(config).set("num_hidden_layers", static_cast<std::uint64_t>(layers_.size()));
     }
     if (vocab_size_) model::set_vocab_size(config, *vocab_size_);
     if (summary_.unties) model::set_tie_word_embeddings(config, false);
@@ -159,13 +162,14 @@ class FoldedCheckpoint final : public Checkpoint {
     const std::string start = adapter_->text("init_lora_weights");
     for (const std::string_view kind : {"pissa", "olora", "corda", "loftq", "lora_ga"}) {
       if (!start.starts_with(kind) || options_.residual_base) continue;
-      throw adapter_->error(ErrorCode::unsupported,
-                            fmt::format("the adapter was started with '{}', which moves a part of the model's weights into it: folding it into the original model "
-                                        "would count that part twice",
-                                        printable(start)),
-                            {},
-                            "if the model named here is the residual that was saved beside the adapter, say so: 'weft adapter fold --residual-base'; else save the "
-                            "adapter again with path_initial_model_for_weight_conversion");
+      throw adapter_->error(
+          ErrorCode::unsupported,
+          fmt::format("the adapter was started with '{}', which moves a part of the model's weights into it: folding it into the original model "
+                      "would count that part twice",
+                      printable(start)),
+          {},
+          "if the model named here is the residual that was saved beside the adapter, say so: 'weft adapter fold --residual-base'; else save the "
+          "adapter again with path_initial_model_for_weight_conversion");
     }
   }
 
@@ -179,26 +183,32 @@ class FoldedCheckpoint final : public Checkpoint {
     const auto layer_of = [](std::string_view name) -> std::optional<std::pair<std::size_t, std::size_t>> {
       for (std::size_t begin = 0; begin < name.size();) {
         const std::size_t end = std::min(name.find('.', begin), name.size());
-        if (end > begin && end - begin < 7 && name.substr(begin, end - begin).find_first_not_of("0123456789") == std::string_view::npos) return std::pair(begin, end);
+        if (end > begin && end - begin < 7 && name.substr(begin, end - begin).find_first_not_of("0123456789") == std::string_view::npos)
+          return std::pair(begin, end);
         begin = end + 1;
       }
       return std::nullopt;
     };
     int num_layers = 0;
     for (const TensorInfo& tensor : base_->tensors())
-      if (const auto at = layer_of(tensor.name)) num_layers = std::max(num_layers, std::stoi(tensor.name.substr(at->first, at->second - at->first)) + 1);
+      if (const auto at = layer_of(tensor.name))
+        num_layers = std::max(num_layers, std::stoi(tensor.name.substr(at->first, at->second - at->first)) + 1);
     for (const Json& item : *intervals->array()) {
       const Json::Array* pair = item.array();
-      const std::optional<std::int64_t> begin = pair && pair->size() == 2 ? (*pair)[0].integer() : std::nullopt, end = begin ? (*pair)[1].integer() : std::nullopt;
-      if (!begin || !end || *begin < 0 || *begin >= *end || *end > num_layers) refuse(fmt::format("has an interval outside of the model's {} layers", num_layers));
+      const std::optional<std::int64_t> begin = pair && pair->size() == 2 ? (*pair)[0].integer() : std::nullopt,
+                                        end = begin ? (*pair)[1].integer() : std::nullopt;
+      if (!begin || !end || *begin < 0 || *begin >= *end || *end > num_layers)
+        refuse(fmt::format("has an interval outside of the model's {} layers", num_layers));
       for (std::int64_t layer = *begin; layer < *end; ++layer) layers_.push_back(static_cast<int>(layer));
       if (layers_.size() > kMaxLayers) refuse(fmt::format("makes more than {} layers", kMaxLayers));
     }
     std::map<int, std::vector<const TensorInfo*>> by_layer;
     std::vector<NamedTensor> tensors;
     for (const TensorInfo& tensor : base_->tensors()) {
-      if (const auto at = layer_of(tensor.name)) by_layer[std::stoi(tensor.name.substr(at->first, at->second - at->first))].push_back(&tensor);
-      else tensors.push_back({{base_, &tensor}, tensor.name});
+      if (const auto at = layer_of(tensor.name))
+        by_layer[std::stoi(tensor.name.substr(at->first, at->second - at->first))].push_back(&tensor);
+      else
+        tensors.push_back({{base_, &tensor}, tensor.name});
     }
     for (std::size_t j = 0; j < layers_.size(); ++j)
       for (const TensorInfo* tensor : by_layer[layers_[j]]) {
@@ -244,7 +254,8 @@ class FoldedCheckpoint final : public Checkpoint {
   /// Names of the model, as changes_of() asks for them.
   class Names final : public BaseTensors {
    public:
-    Names(const Checkpoint& model, std::string embedding, std::optional<TensorInfo> head) : model_(model), embedding_(std::move(embedding)), head_(std::move(head)) {
+    Names(const Checkpoint& model, std::string embedding, std::optional<TensorInfo> head)
+        : model_(model), embedding_(std::move(embedding)), head_(std::move(head)) {
       for (const TensorInfo& tensor : model.tensors()) {
         const std::size_t dot = tensor.name.find('.');
         if (dot != std::string::npos) prefixes_.insert(tensor.name.substr(0, dot + 1));
@@ -313,12 +324,15 @@ class FoldedCheckpoint final : public Checkpoint {
       const std::size_t count = unknown.size();
       if (unknown.size() > 6) unknown.resize(6);
       throw adapter_->error(ErrorCode::invalid_argument,
-                            fmt::format("the model lacks {} of the {} modules that the adapter changes: {}{}", count, adapter_->modules.size(), fmt::join(unknown, ", "), count > 6 ? ", ..." : ""), {},
-                            first_unknown->advice());
+                            fmt::format("the model lacks {} of the {} modules that the adapter changes: {}{}", count, adapter_->modules.size(),
+                                        fmt::join(unknown, ", "), count > 6 ? ", ..." : ""),
+                            {}, first_unknown->advice());
     }
 
     const auto embedding_change = changes.find(embedding_);
     const bool embedding_changes = !embedding_.empty() && embedding_change != changes.end();
+    // Rows listed for a tied pair are saved twice; the pair stays one.
+    if (head_is_absent_ && embedding_changes && rows_only && same_rows(embedding_, head_)) changes.erase(head_);
     const bool head_changes = changes.contains(head_);
     if (tied_ || head_is_absent_) {
       if (embedding_changes && rows_only && !head_changes && !head_is_absent_) {
@@ -342,13 +356,26 @@ class FoldedCheckpoint final : public Checkpoint {
       add_entry({model, &embedding}, head, change == changes.end() ? nullptr : &change->second, adapter_file);
     }
     for (const TensorInfo& tensor : tensors_)
-      if (tensor.name == embedding_ && config_ && !tensor.shape.empty() && tensor.shape[0] != model->tensor(embedding_).shape[0]) vocab_size_ = static_cast<std::uint64_t>(tensor.shape[0]);
+      if (tensor.name == embedding_ && config_ && !tensor.shape.empty() && tensor.shape[0] != model->tensor(embedding_).shape[0])
+        vocab_size_ = static_cast<std::uint64_t>(tensor.shape[0]);
+  }
+
+  /// Whether the adapter has the same rows for both.
+  [[nodiscard]] bool same_rows(std::string_view a, std::string_view b) const {
+    const auto rows_of = [&](std::string_view name) -> std::vector<float> {
+      for (const AdapterModule& module : adapter_->modules)
+        if (const auto rows = module.parts.find("trainable_tokens_delta"); rows != module.parts.end() && name == module.name + ".weight")
+          return values_of(*adapter_, *rows->second);
+      return {};
+    };
+    return rows_of(a) == rows_of(b);
   }
 
   /// Two modules of the adapter change one tensor: a value that replaces it, and a change on top.
   void merge_changes(ChangedTensor& first, ChangedTensor second) const {
     if (first.make && second.make)
-      throw adapter_->error(ErrorCode::corrupt, fmt::format("two modules of the adapter change '{}'", printable(first.name)), {}, "it is not clear which of the two counts");
+      throw adapter_->error(ErrorCode::corrupt, fmt::format("two modules of the adapter change '{}'", printable(first.name)), {},
+                            "it is not clear which of the two counts");
     if (!first.replacement) first.replacement = second.replacement;
     if (!first.make) {
       first.make = std::move(second.make);
@@ -358,13 +385,17 @@ class FoldedCheckpoint final : public Checkpoint {
 
   void add_entry(const TensorRef& stored, const TensorInfo& described, const ChangedTensor* change, std::uint32_t adapter_file) {
     TensorInfo tensor = described;
+    tensor.stored_as.clear();  // a view has values only
+    tensor.stored_bytes = 0;
     Entry entry;
     entry.source = stored;
     const bool is_float = is_decodable_float(tensor.dtype);
     if (change) {
       if (!is_plain_float(tensor.dtype))
-        throw adapter_->error(ErrorCode::unsupported, fmt::format("'{}' is stored as {}: an adapter cannot be folded into quantized weights", printable(tensor.name), to_string(tensor.dtype)), tensor.name,
-                              "fold it into the model from before quantization");
+        throw adapter_->error(
+            ErrorCode::unsupported,
+            fmt::format("'{}' is stored as {}: an adapter cannot be folded into quantized weights", printable(tensor.name), to_string(tensor.dtype)),
+            tensor.name, "fold it into the model from before quantization");
       if (change->replacement) {
         entry.source = *change->replacement;
         if (entry.source.tensor->shape != tensor.shape) {
@@ -379,7 +410,9 @@ class FoldedCheckpoint final : public Checkpoint {
       entry.make = change->make;
       if (options_.scale != 1 && described.shape == tensor.shape) entry.unfolded = stored;
       if (!is_plain_float(entry.source.tensor->dtype))
-        throw adapter_->error(ErrorCode::unsupported, fmt::format("'{}' is stored as {}", printable(entry.source.tensor->name), to_string(entry.source.tensor->dtype)), entry.source.tensor->name);
+        throw adapter_->error(ErrorCode::unsupported,
+                              fmt::format("'{}' is stored as {}", printable(entry.source.tensor->name), to_string(entry.source.tensor->dtype)),
+                              entry.source.tensor->name);
     }
     if (options_.dtype && is_float && is_plain_float(tensor.dtype)) {
       tensor.dtype = *options_.dtype;
@@ -424,8 +457,11 @@ class FoldedCheckpoint final : public Checkpoint {
     const double largest = tensor.dtype == DType::f16 ? 65519.99 : tensor.dtype == DType::f64 ? HUGE_VAL : 3.4028235677973362e38;
     for (const double v : values)
       if (!(std::abs(v) < largest))
-        throw adapter_->error(ErrorCode::corrupt, fmt::format("folding makes '{}' {}, which {} cannot hold", printable(tensor.name), v, to_string(tensor.dtype)), tensor.name,
-                              std::isfinite(v) ? "write the model in a wider type, such as bfloat16 or float32" : "the model or the adapter is broken; 'weft verify' tells which");
+        throw adapter_->error(ErrorCode::corrupt,
+                              fmt::format("folding makes '{}' {}, which {} cannot hold", printable(tensor.name), v, to_string(tensor.dtype)),
+                              tensor.name,
+                              std::isfinite(v) ? "write the model in a wider type, such as bfloat16 or float32"
+                                               : "the model or the adapter is broken; 'weft verify' tells which");
   }
 
   /// The factors of a tensor: made once while they are in use, dropped when others need the room.
@@ -473,9 +509,11 @@ class FoldedCheckpoint final : public Checkpoint {
 
 }  // namespace
 
-std::shared_ptr<const Checkpoint> fold_adapter(std::shared_ptr<const Checkpoint> base, std::shared_ptr<const Adapter> adapter, const FoldOptions& options) {
+std::shared_ptr<const Checkpoint> fold_adapter(std::shared_ptr<const Checkpoint> base, std::shared_ptr<const Adapter> adapter,
+                                               const FoldOptions& options) {
   if (options.dtype && !is_plain_float(*options.dtype))
-    throw Error(ErrorCode::invalid_argument, fmt::format("adapters are not folded in {}", to_string(*options.dtype)), {}, "give float32, bfloat16, float16 or float64");
+    throw Error(ErrorCode::invalid_argument, fmt::format("adapters are not folded in {}", to_string(*options.dtype)), {},
+                "give float32, bfloat16, float16 or float64");
   if (!std::isfinite(options.scale)) throw Error(ErrorCode::invalid_argument, "the scale of an adapter must be a finite number", {.key = "scale"});
   return std::make_shared<FoldedCheckpoint>(std::move(base), std::move(adapter), options);
 }
@@ -503,7 +541,8 @@ ModelWithAdapters split_adapters(std::string_view model) {
   }
   if (out.adapters.empty()) return out;
   for (const std::string& adapter : out.adapters)
-    if (adapter.empty()) throw Error(ErrorCode::invalid_argument, fmt::format("'{}' names an empty adapter", printable(model)), {}, "write MODEL+ADAPTER");
+    if (adapter.empty())
+      throw Error(ErrorCode::invalid_argument, fmt::format("'{}' names an empty adapter", printable(model)), {}, "write MODEL+ADAPTER");
   out.model = left;
   return out;
 }

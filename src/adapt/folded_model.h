@@ -14,10 +14,10 @@
 namespace weft::adapt {
 
 struct FoldOptions {
-  double scale = 1;                        ///< how far to go from the model (0) to the folded one (1)
-  std::optional<DType> dtype = {};         ///< of all floating tensors; absent: as the model has them
-  bool residual_base = false;              ///< the model is the residual that PiSSA, OLoRA and their like leave, not the original
-  std::uint64_t cache_bytes = 256 << 20;   ///< of factors kept between reads; those in use are kept beyond it
+  double scale = 1;                       ///< how far to go from the model (0) to the folded one (1)
+  std::optional<DType> dtype = {};        ///< of all floating tensors; absent: as the model has them
+  bool residual_base = false;             ///< the model is the residual that PiSSA, OLoRA and their like leave, not the original
+  std::uint64_t cache_bytes = 256 << 20;  ///< of factors kept between reads; those in use are kept beyond it
 };
 
 /// What folding did, for people.
@@ -27,14 +27,15 @@ struct FoldSummary {
   bool unties = false;           ///< the head gets values of its own
 };
 
-/// The model with the adapter. Values in float64, rounded once to the stored type; the same bits for any threads and cuts (class A, but for OFT's and BOFT's
-/// inverse, RoAD and vblora, which are class B). Errors: those of reading; invalid_argument when the adapter was made for another model, naming module and shapes; corrupt for an
-/// adapter that contradicts itself; unsupported (kinds and settings, a quantized model).
+/// The model with the adapter. Values in float64, rounded once to the stored type; the same bits for any threads and cuts (class A, but for OFT's and
+/// BOFT's inverse, RoAD and vblora, which are class B). Errors: those of reading; invalid_argument when the adapter was made for another model,
+/// naming module and shapes; corrupt for an adapter that contradicts itself; unsupported (kinds and settings, a quantized model).
 [[nodiscard]] std::shared_ptr<const Checkpoint> fold_adapter(std::shared_ptr<const Checkpoint> base, std::shared_ptr<const Adapter> adapter,
                                                              const FoldOptions& options = {});
 /// What it did; nothing for a checkpoint that is no folded model.
 [[nodiscard]] std::optional<FoldSummary> fold_summary(const Checkpoint& checkpoint);
-/// Makes a config.json of the model say what the folded one is (a head of its own, more tokens, more layers). Leaves it alone for any other checkpoint.
+/// Makes a config.json of the model say what the folded one is (a head of its own, more tokens, more layers). Leaves it alone for any other
+/// checkpoint.
 void follow_in_config(const Checkpoint& checkpoint, Json& config, std::vector<std::string>& warnings);
 
 /// "MODEL+ADAPTER[+ADAPTER]" taken apart; an existing path is never cut. The model alone when there is no adapter.

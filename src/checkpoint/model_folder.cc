@@ -287,7 +287,7 @@ FolderWeights find_weights(const fs::path& folder) {
   const bool is_adapter = has("adapter_config.json") || has("adapter_model.safetensors") || has("adapter_model.bin");
   if (is_adapter && !has("config.json"))
     throw Error(ErrorCode::unsupported, "the folder holds an adapter, not a model", {.file = folder.string()},
-                "an adapter is a change to a model: name the model that it was trained on; to look into the adapter name its .safetensors file");
+                "an adapter is a change to a model: name MODEL+ADAPTER, or look into the adapter with 'weft adapter info'");
 
   std::vector<std::string> singles, indices;
   bool has_shards = false;

@@ -118,11 +118,7 @@ std::shared_ptr<const Checkpoint> open_weights_file(const std::filesystem::path&
   return open_safetensors_file(file, named, std::move(warnings));
 }
 
-std::shared_ptr<const Checkpoint> open_checkpoint(std::string_view model, const OpenOptions& options) {
-  if (const std::size_t plus = model.find('+'); plus != std::string_view::npos && path_kind(model) == PathKind::nothing)
-    throw Error(ErrorCode::unsupported,
-                fmt::format("'{}' asks for a model with an adapter, which this version of weft cannot apply", printable(model)), {},
-                fmt::format("name the model alone: '{}'", printable(model.substr(0, plus))));
+std::shared_ptr<const Checkpoint> open_stored_model(std::string_view model, const OpenOptions& options) {
   const std::filesystem::path path = resolve_model(model).path;
   if (path_kind(path) != PathKind::folder) return open_weights_file(path, path, {}, options);
   FolderWeights weights = find_weights(path);

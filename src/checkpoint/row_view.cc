@@ -64,6 +64,8 @@ void add_decoded(DType stored, DType seen, std::span<const std::byte> data, std:
   for (std::size_t i = 0; i < sums.size(); ++i) sums[i] += static_cast<double>(scratch[i]);
 }
 
+}  // namespace
+
 void encode_doubles(DType dtype, std::span<const double> values, std::span<std::byte> out) {
   if (dtype == DType::f64) {
     std::memcpy(out.data(), values.data(), values.size_bytes());
@@ -73,6 +75,8 @@ void encode_doubles(DType dtype, std::span<const double> values, std::span<std::
   for (std::size_t i = 0; i < values.size(); ++i) floats[i] = dtype == DType::f32 ? static_cast<float>(values[i]) : to_float_odd(values[i]);
   math::encode(dtype, floats, out);
 }
+
+namespace {
 
 // ---------------------------------------------------------------------------------------------------------------------------------------------------
 // Rows

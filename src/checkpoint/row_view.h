@@ -1,7 +1,9 @@
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -48,6 +50,9 @@ struct RowMap {
 /// padding was asked for). Class A. Errors: invalid_argument when the sources are not matrices of one width or the map points beyond them;
 /// unsupported for types without values.
 [[nodiscard]] TensorRef make_row_view(std::string name, DType dtype, std::vector<TensorRef> sources, RowMap map);
+
+/// Stores float64 values as a floating type, rounded to nearest even once.
+void encode_doubles(DType dtype, std::span<const double> values, std::span<std::byte> out);
 
 /// The first num_rows slices along the first axis.
 [[nodiscard]] TensorRef truncate_rows(const TensorRef& tensor, std::uint64_t num_rows);

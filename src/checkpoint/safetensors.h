@@ -53,6 +53,8 @@ struct ShardIndex {
 /// Opens a weights file of any form that weft reads, or a shard index; the content decides, and what is none is named in the error.
 [[nodiscard]] std::shared_ptr<const Checkpoint> open_weights_file(const std::filesystem::path& file, const std::filesystem::path& named,
                                                                   std::vector<std::string> warnings = {}, const OpenOptions& options = {});
+/// open_checkpoint() without adapters: a folder, a file, or a model of the hub's cache.
+[[nodiscard]] std::shared_ptr<const Checkpoint> open_stored_model(std::string_view model, const OpenOptions& options = {});
 /// named: what the user named, for path().
 [[nodiscard]] std::shared_ptr<const Checkpoint> open_safetensors_file(const std::filesystem::path& file, const std::filesystem::path& named,
                                                                       std::vector<std::string> warnings = {});

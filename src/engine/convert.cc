@@ -2,9 +2,10 @@
 
 #include <utility>
 
+#include "adapt/folded_model.h"
 #include "checkpoint/json.h"
 #include "checkpoint/model_folder.h"
-#include "engine/output_job.h"
+#include "engine/convert_job.h"
 #include "model/config_json.h"
 #include "weft/error.h"
 #include "weft/inspect.h"
@@ -23,7 +24,9 @@ DType written_type(const TensorInfo& tensor, const ConvertOptions& options) {
 
 }  // namespace
 
-JobReport convert(std::string_view model, const fs::path& output, const ConvertOptions& options) {
+namespace engine {
+
+OutputJob convert_job(const std::shared_ptr<const Checkpoint>& checkpoint, std::string_view model, const fs::path& output, const ConvertOptions& options) {
   if (options.dtype && !is_decodable_float(*options.dtype)) {
     throw Error(ErrorCode::invalid_argument, fmt::format("cannot convert weights to {}", to_string(*options.dtype)), {.key = "dtype"},
                 "floating types: F32, F16, BF16, F64, F8_E4M3, F8_E5M2");
@@ -36,17 +39,16 @@ JobReport convert(std::string_view model, const fs::path& output, const ConvertO
     throw Error(ErrorCode::unsupported, fmt::format("weft cannot write {} files yet", output.extension().string()), {.file = output.string()},
                 "folders and .safetensors files can be written");
   }
-  const ModelPath source = resolve_model(model);
-  const std::shared_ptr<const Checkpoint> checkpoint = open_checkpoint(source.path.string(), options.open);
-
-  engine::OutputJob job;
+  const fs::path source = checkpoint->path();
+  OutputJob job;
   job.inputs = {checkpoint};
-  job.input_paths = {source.path};
+  job.input_paths = {source};
+  for (const std::string& adapter : adapt::split_adapters(model).adapters) job.input_paths.push_back(resolve_model(adapter).path);
   job.single_file = one_file;
   job.header_metadata = checkpoint->metadata();
   job.warnings.assign(checkpoint->warnings().begin(), checkpoint->warnings().end());
   for (const TensorInfo& info : checkpoint->tensors()) {
-    engine::StreamTensor tensor;
+    StreamTensor tensor;
     tensor.name = info.name;
     tensor.shape = info.shape;
     tensor.dtype = written_type(info, options);
@@ -63,19 +65,29 @@ JobReport convert(std::string_view model, const fs::path& output, const ConvertO
     job.tensors.push_back(std::move(tensor));
     job.described.push_back(std::move(described));
   }
-  if (!one_file && fs::is_directory(source.path)) {
-    for (const std::string& name : companion_files(source.path)) {
-      if (name == "config.json" && options.dtype) {
-        Json config = read_json_file(source.path / name);
-        model::set_dtype(config, *options.dtype);
+  if (one_file || !fs::is_directory(source)) return job;
+  for (const std::string& name : companion_files(source)) {
+    if (name == "config.json") {
+      Json config = read_json_file(source / name);
+      const std::string before = write_json(config);
+      adapt::follow_in_config(*checkpoint, config, job.warnings);
+      if (options.dtype) model::set_dtype(config, *options.dtype);
+      if (write_json(config) != before) {
         job.companions.push_back({name, write_json(config, 2) + "\n"});
-      } else {
-        job.companions.push_back({.name = name, .copy_of = source.path / name});
+        continue;
       }
     }
+    job.companions.push_back({.name = name, .copy_of = source / name});
   }
+  return job;
+}
+
+}  // namespace engine
+
+JobReport convert(std::string_view model, const fs::path& output, const ConvertOptions& options) {
+  const std::shared_ptr<const Checkpoint> checkpoint = open_checkpoint(model, options.open);
   engine::JobBatch batch(options, "converting");
-  batch.add(std::move(job), output);
+  batch.add(engine::convert_job(checkpoint, model, output, options), output);
   return std::move(batch.run().front());
 }
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "adapt/folded_model.h"
 #include "base/file.h"
 #include "checkpoint/model_folder.h"
 #include "engine/model_config.h"
@@ -77,6 +78,11 @@ LazyModel open_lazy_model(std::string_view model) {
   const std::optional<fs::path> folder = folder_of_model(path);
   if (!folder) return lazy;
   lazy.parts.config = read_model_config(*folder);
+  if (lazy.parts.config) {
+    const std::string before = write_json(*lazy.parts.config);
+    adapt::follow_in_config(*checkpoint, *lazy.parts.config, lazy.warnings);
+    lazy.config_changed = write_json(*lazy.parts.config) != before;
+  }
   for (const std::string& name : companion_files(*folder)) lazy.companions.push_back({.name = name, .copy_of = *folder / name});
   return lazy;
 }

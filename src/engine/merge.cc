@@ -40,7 +40,7 @@ bool is_complete(const fs::path& folder) {
 JobReport merge_models(std::string_view config_text, const fs::path& config_name, const fs::path& output, const MergeOptions& options) {
   std::vector<std::string> warnings;
   const engine::MergeConfig config = engine::parse_merge_config(config_text, config_name.string(), {.strict = options.strict}, warnings);
-  engine::ModelCache models(options.transformers_cache);
+  engine::ModelCache models(options.transformers_cache, options.lora_merge_dtype);
   engine::JobBatch batch(options, "merging");
   batch.add(plan_one(config, models, std::move(warnings), output, options), output);
   return std::move(batch.run().front());
@@ -62,7 +62,7 @@ std::vector<JobReport> merge_multi(std::string_view config_text, const fs::path&
   }
   // Every model is opened once, and all results are made in one walk: what they share is read for all of them, and a result that is an input of
   // another is read where it has just been written.
-  engine::ModelCache models(options.transformers_cache);
+  engine::ModelCache models(options.transformers_cache, options.lora_merge_dtype);
   engine::JobBatch batch(options, "merging");
   std::vector<JobReport> reports(configs.size());
   std::vector<std::size_t> added;

@@ -8,6 +8,7 @@
 #include <unordered_set>
 #include <utility>
 
+#include "adapt/folded_model.h"
 #include "checkpoint/model_folder.h"
 #include "engine/model_card.h"
 #include "model/config_json.h"
@@ -671,10 +672,6 @@ class Planner {
 const LoadedModel& ModelCache::load(const ModelRef& ref) {
   for (const auto& model : models_)
     if (model->ref == ref) return *model;
-  if (ref.lora) {
-    throw Error(ErrorCode::unsupported, fmt::format("model {} has an adapter, and folding adapters while merging is not built yet", ref.written), {.key = ref.written},
-                "fold the adapter into its base first");
-  }
   auto loaded = std::make_unique<LoadedModel>();
   loaded->ref = ref;
   const auto result = results_.find(ref.model.path);
@@ -685,9 +682,15 @@ const LoadedModel& ModelCache::load(const ModelRef& ref) {
     loaded->path = resolve_model(ref.model.revision ? ref.model.path + "@" + *ref.model.revision : ref.model.path, hub_cache_).path;
   }
   if (loaded->checkpoint == nullptr) loaded->checkpoint = open_checkpoint(loaded->path.string());
+  if (ref.lora) {
+    const fs::path adapter = resolve_model(ref.lora->revision ? ref.lora->path + "@" + *ref.lora->revision : ref.lora->path, hub_cache_).path;
+    loaded->checkpoint = adapt::fold_adapter(loaded->checkpoint, std::make_shared<const adapt::Adapter>(adapt::open_adapter(adapter)), {.dtype = lora_dtype_});
+  }
   const fs::path config_path = (fs::is_directory(loaded->path) ? loaded->path : loaded->path.parent_path()) / "config.json";
   if (fs::exists(config_path)) {
     loaded->config = read_json_file(config_path);
+    std::vector<std::string> ignored;
+    if (loaded->config->is_object()) adapt::follow_in_config(*loaded->checkpoint, *loaded->config, ignored);
     if (ref.override_architecture) loaded->config->set("architectures", Json(Json::Array{Json(*ref.override_architecture)}));
     loaded->architecture = model::find_architecture(*loaded->config);
   }

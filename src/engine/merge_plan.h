@@ -30,16 +30,18 @@ struct LoadedModel {
 /// Opens models once, however many configs name them.
 class ModelCache {
  public:
-  explicit ModelCache(std::optional<std::filesystem::path> hub_cache) : hub_cache_(std::move(hub_cache)) {}
+  explicit ModelCache(std::optional<std::filesystem::path> hub_cache, std::optional<DType> lora_dtype = std::nullopt)
+      : hub_cache_(std::move(hub_cache)), lora_dtype_(lora_dtype) {}
   /// A name that stands for the result of another config. checkpoint: null to open the folder.
   void set_result(const std::string& name, std::filesystem::path folder, std::shared_ptr<const Checkpoint> checkpoint) {
     results_[name] = {std::move(folder), std::move(checkpoint)};
   }
-  /// Errors: not_found, corrupt, unsupported (adapters, several architectures in one config).
+  /// Errors: not_found, corrupt, unsupported (kinds of adapters, several architectures in one config).
   const LoadedModel& load(const ModelRef& ref);
 
  private:
   std::optional<std::filesystem::path> hub_cache_;
+  std::optional<DType> lora_dtype_;  ///< of models with an adapter; absent: as they are stored
   std::map<std::string, std::pair<std::filesystem::path, std::shared_ptr<const Checkpoint>>> results_;
   std::vector<std::unique_ptr<LoadedModel>> models_;
 };

@@ -53,8 +53,8 @@ HWY_INLINE void AddRows(const double* left, std::size_t left_stride, const float
   for (std::size_t r = 0; r < kRows; ++r) std::memcpy(out + r * out_stride + j, last + r * kPanel, (columns - j) * sizeof(double));
 }
 
-void AddProduct(const double* left, std::size_t left_stride, std::size_t rows, const float* panels, std::size_t rank, std::size_t columns, double* out,
-                std::size_t out_stride) {
+void AddProduct(const double* left, std::size_t left_stride, std::size_t rows, const float* panels, std::size_t rank, std::size_t columns,
+                double* out, std::size_t out_stride) {
   std::size_t r = 0;
   for (; r + 4 <= rows; r += 4) AddRows<4>(left + r * left_stride, left_stride, panels, rank, columns, out + r * out_stride, out_stride);
   for (; r < rows; ++r) AddRows<1>(left + r * left_stride, left_stride, panels, rank, columns, out + r * out_stride, out_stride);

@@ -28,8 +28,7 @@ PackedMatrix pack_matrix(std::span<const float> values, std::size_t rank, std::s
   packed.panels.assign((columns + kPanelColumns - 1) / kPanelColumns * kPanelColumns * rank, 0.0F);
   for (std::size_t j = 0; j < columns; j += kPanelColumns) {
     const std::size_t width = std::min(kPanelColumns, columns - j);
-    for (std::size_t i = 0; i < rank; ++i)
-      std::copy_n(values.data() + i * columns + j, width, packed.panels.data() + j * rank + i * kPanelColumns);
+    for (std::size_t i = 0; i < rank; ++i) std::copy_n(values.data() + i * columns + j, width, packed.panels.data() + j * rank + i * kPanelColumns);
   }
   return packed;
 }

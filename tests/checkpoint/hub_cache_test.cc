@@ -175,7 +175,7 @@ TEST_F(HubCache, links_into_the_blobs_are_inside_others_are_not) {
 }
 
 TEST_F(HubCache, a_model_with_an_adapter_is_told_apart_from_a_missing_one) {
-  EXPECT_WEFT_ERROR(open_checkpoint("org/name+adapter"), unsupported, "name the model alone: 'org/name'");
+  EXPECT_WEFT_ERROR(open_checkpoint("org/name+org/adapter"), not_found, "org/adapter");
 }
 
 }  // namespace
