@@ -174,8 +174,8 @@ TEST_F(HubCache, links_into_the_blobs_are_inside_others_are_not) {
   EXPECT_WEFT_ERROR(open_checkpoint("org/name"), corrupt, "leaves the model's folder");
 }
 
-TEST_F(HubCache, a_model_with_an_adapter_is_told_apart_from_a_missing_one) {
-  EXPECT_WEFT_ERROR(open_checkpoint("org/name+org/adapter"), not_found, "org/adapter");
+TEST_F(HubCache, of_a_model_with_an_adapter_each_is_looked_for_by_its_own_name) {
+  EXPECT_WEFT_ERROR(open_checkpoint("org/name+org/adapter"), not_found, "get it with 'hf download org/name'");
 }
 
 }  // namespace
