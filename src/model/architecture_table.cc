@@ -124,15 +124,15 @@ Architecture decoder(const Decoder& d) {
               {"ffn", {"intermediate_size"}, {}, {}},
               {"attention_bias", {"attention_bias"}, "0", {}},
               {"mlp_bias", {"mlp_bias"}, "0", {}}};
-  if (d.mixture == Mixture::mixtral) a.fields.push_back({"experts", {"num_local_experts"}, "8", {}});
+  if (d.mixture == Mixture::mixtral) a.fields.push_back({"experts", {"num_local_experts", "num_experts"}, "8", {}});
   if (d.mixture == Mixture::qwen2) {
-    a.fields.push_back({"experts", {"num_experts"}, "60", {}});
+    a.fields.push_back({"experts", {"num_experts", "num_local_experts"}, "60", {}});
     a.fields.push_back({"expert_ffn", {"moe_intermediate_size"}, "1408", {}});
     a.fields.push_back({"shared_ffn", {"shared_expert_intermediate_size"}, "5632", {}});
     a.fields.push_back({"qkv_bias", {"qkv_bias"}, "1", {}});
   }
   if (d.mixture == Mixture::qwen3) {
-    a.fields.push_back({"experts", {"num_experts"}, "128", {}});
+    a.fields.push_back({"experts", {"num_experts", "num_local_experts"}, "128", {}});
     a.fields.push_back({"expert_ffn", {"moe_intermediate_size"}, "768", {}});
   }
 
