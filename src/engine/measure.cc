@@ -4,13 +4,19 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
+#include <map>
 #include <memory>
+#include <optional>
 #include <set>
+#include <tuple>
 
 #include "base/text.h"
+#include "engine/measure_compare.h"
 #include "engine/measure_input.h"
 #include "engine/measure_tensor.h"
 #include "engine/units.h"
+#include "measure/findings.h"
 #include "measure/table.h"
 #include "weft/error.h"
 
@@ -56,6 +62,69 @@ void summarize(MeasuredModel& model) {
   }
 }
 
+/// Matrices of the same bytes: tied or copied weights.
+void find_duplicates(MeasuredModel& model, std::span<const std::unique_ptr<TensorMeasurement>> measurements) {
+  std::map<std::tuple<std::uint64_t, DType, Shape>, std::size_t> seen;
+  double count = 0;
+  for (std::size_t t = 0; t < model.tensors.size(); ++t) {
+    MeasuredTensor& tensor = model.tensors[t];
+    if (tensor.shape.size() < 2) continue;
+    const auto [at, first] = seen.try_emplace({measurements[t]->hash(), tensor.dtype, tensor.shape}, t);
+    if (first) continue;
+    ++count;
+    tensor.notes.push_back("the same bytes as " + model.tensors[at->second].name);
+  }
+  measure::put(model.model, "model.duplicate_matrices", count);
+}
+
+/// The largest singular values of models of several widths: equal where widths were trained with matched gains.
+std::optional<ModelComparison> compare_widths(std::span<const MeasuredModel> models, std::span<const std::unique_ptr<MeasuredInput>> inputs) {
+  struct Entry {
+    double width;
+    std::vector<double> s1;
+  };
+  std::map<std::string, std::vector<Entry>> kinds;
+  std::set<double> widths;
+  ModelComparison result;
+  result.kind = "widths";
+  for (std::size_t m = 0; m < models.size(); ++m) {
+    const TensorInfo* head = inputs[m]->head();
+    if (head == nullptr) return std::nullopt;
+    const auto width = static_cast<double>(head->shape[1]);
+    widths.insert(width);
+    result.models.push_back(models[m].path);
+    std::map<std::string, std::vector<double>> own;
+    for (const MeasuredTensor& tensor : models[m].tensors) {
+      const double* s1 = tensor.measures.find("ranks.spectral");
+      if (s1 != nullptr && tensor.block >= 0 && !tensor.role.empty()) own[tensor.role].push_back(*s1);
+    }
+    for (auto& [role, values] : own) kinds[role].push_back({width, std::move(values)});
+  }
+  if (widths.size() < 2) return std::nullopt;
+  for (auto& [role, entries] : kinds) {
+    std::vector<std::pair<double, double>> points;
+    for (Entry& entry : entries) {
+      std::nth_element(entry.s1.begin(), entry.s1.begin() + static_cast<std::ptrdiff_t>(entry.s1.size() / 2), entry.s1.end());
+      const double median = entry.s1[entry.s1.size() / 2];
+      if (median > 0) points.emplace_back(std::log(entry.width), std::log(median));
+    }
+    std::sort(points.begin(), points.end());
+    if (points.size() < 2 || points.front().first == points.back().first) continue;
+    double mean_x = 0, mean_y = 0, xx = 0, xy = 0;
+    for (const auto& [x, y] : points) {
+      mean_x += x / static_cast<double>(points.size());
+      mean_y += y / static_cast<double>(points.size());
+    }
+    for (const auto& [x, y] : points) {
+      xx += (x - mean_x) * (x - mean_x);
+      xy += (x - mean_x) * (y - mean_y);
+    }
+    measure::put(result.total, "scaling.s1_ratio." + role, std::exp(points.back().second - points.front().second));
+    measure::put(result.total, "scaling.exponent." + role, xy / xx);
+  }
+  return result;
+}
+
 }  // namespace
 
 MeasureReport measure_models(std::span<const std::string> models, const MeasureOptions& options) {
@@ -68,11 +137,13 @@ MeasureReport measure_models(std::span<const std::string> models, const MeasureO
   // Tensors of all models are units of one walk.
   report.models.resize(inputs.size());
   std::vector<std::unique_ptr<TensorMeasurement>> measurements;
+  std::vector<std::size_t> first_measurement;
   std::vector<engine::Unit> units;
   for (std::size_t m = 0; m < inputs.size(); ++m) {
     const MeasuredInput& input = *inputs[m];
     MeasuredModel& model = report.models[m];
     model.path = input.written;
+    first_measurement.push_back(measurements.size());
     for (const std::string& warning : input.warnings) report.warnings.push_back(input.written + ": " + warning);
     model.tensors.resize(input.checkpoint->tensors().size());
     for (std::size_t t = 0; t < model.tensors.size(); ++t) {
@@ -83,9 +154,40 @@ MeasureReport measure_models(std::span<const std::string> models, const MeasureO
       measurements.push_back(std::move(measurement));
     }
   }
+  for (std::size_t m = 0; m < inputs.size(); ++m) engine::add_block_units(*inputs[m], selection, options.seed, report.models[m], units);
+
+  // Models against each other.
+  std::unique_ptr<MeasuredInput> base;
+  std::vector<std::unique_ptr<engine::Comparison>> comparisons;
+  if (!options.base.empty()) {
+    base = std::make_unique<MeasuredInput>(engine::open_measured(options.base));
+    for (const std::string& warning : base->warnings) report.warnings.push_back(options.base + ": " + warning);
+    if (selection.wants_pass(measure::Pass::pair) || selection.wants("agreement"))
+      for (const auto& input : inputs) comparisons.push_back(engine::compare_pair(*base, *input, selection, engine::PairDepth::full));
+    if (inputs.size() > 1 && selection.wants("task_vectors")) {
+      std::vector<const MeasuredInput*> all;
+      for (const auto& input : inputs) all.push_back(input.get());
+      comparisons.push_back(engine::compare_set(*base, all));
+    }
+  } else if (selection.wants("changed")) {
+    // A training path, as far as neighbours have the same tensors.
+    for (std::size_t m = 1; m < inputs.size(); ++m)
+      if (engine::same_signature(*inputs[m - 1], *inputs[m]))
+        comparisons.push_back(engine::compare_pair(*inputs[m - 1], *inputs[m], selection, engine::PairDepth::changed));
+  }
+  for (const auto& comparison : comparisons) comparison->add_units(units);
+
   engine::run_units(units, options, "measuring");
   for (const auto& input : inputs) input->checkpoint->check_unchanged();
-  for (MeasuredModel& model : report.models) summarize(model);
+  if (base != nullptr) base->checkpoint->check_unchanged();
+  for (std::size_t m = 0; m < inputs.size(); ++m) {
+    summarize(report.models[m]);
+    find_duplicates(report.models[m], std::span(measurements).subspan(first_measurement[m], report.models[m].tensors.size()));
+  }
+  for (const auto& comparison : comparisons) report.comparisons.push_back(comparison->finish());
+  if (selection.wants("scaling"))
+    if (std::optional<ModelComparison> scaling = compare_widths(report.models, inputs)) report.comparisons.push_back(std::move(*scaling));
+  report.findings = measure::find_findings(report);
 
   for (const std::string& warning : report.warnings)
     if (options.on_warning) options.on_warning(warning);

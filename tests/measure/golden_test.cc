@@ -9,6 +9,7 @@
 #include <functional>
 #include <map>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -105,7 +106,8 @@ std::vector<std::string> compare_matrix(const Measures& got, const Json& want) {
     if (group == "weight_space") relative = 1e-6, absolute = 1e-7;
     // Of vectors of nearly one length, and of those that are multiples of what was taken, any may come first.
     if (path.find("first_pivots") != std::string::npos) absolute = 1e9;
-    if (!(std::abs(*value - expected) <= relative * std::abs(expected) + absolute)) wrong.push_back(fmt::format("{} is {:.17g}, not {:.17g}", path, *value, expected));
+    if (!(std::abs(*value - expected) <= relative * std::abs(expected) + absolute))
+      wrong.push_back(fmt::format("{} is {:.17g}, not {:.17g}", path, *value, expected));
   });
   return wrong;
 }
@@ -187,11 +189,38 @@ void compare_weightwatcher(const fs::path& csv, const std::string& model, bool w
         ADD_FAILURE() << name << ": " << measure << " is absent, not " << expected;
         return;
       }
-      EXPECT_LE(std::abs(*value - expected), relative * std::abs(expected) + absolute) << name << ": " << measure << " is " << *value << ", not " << expected;
+      EXPECT_LE(std::abs(*value - expected), relative * std::abs(expected) + absolute)
+          << name << ": " << measure << " is " << *value << ", not " << expected;
     };
-    for (const char* column : {"num_evals", "N", "M", "Q", "rf", "norm", "log_norm", "spectral_norm", "log_spectral_norm", "lambda_max", "sv_max", "sv_min",
-                               "stable_rank", "matrix_rank", "rank_loss", "weak_rank_loss", "entropy", "alpha", "alpha_weighted", "log_alpha_norm", "D",
-                               "xmin", "xmax", "num_pl_spikes", "detX_num", "detX_val", "detX_val_unrescaled", "num_ERG_spikes", "ERG_gap"}) {
+    for (const char* column : {"num_evals",
+                               "N",
+                               "M",
+                               "Q",
+                               "rf",
+                               "norm",
+                               "log_norm",
+                               "spectral_norm",
+                               "log_spectral_norm",
+                               "lambda_max",
+                               "sv_max",
+                               "sv_min",
+                               "stable_rank",
+                               "matrix_rank",
+                               "rank_loss",
+                               "weak_rank_loss",
+                               "entropy",
+                               "alpha",
+                               "alpha_weighted",
+                               "log_alpha_norm",
+                               "D",
+                               "xmin",
+                               "xmax",
+                               "num_pl_spikes",
+                               "detX_num",
+                               "detX_val",
+                               "detX_val_unrescaled",
+                               "num_ERG_spikes",
+                               "ERG_gap"}) {
       const bool noise = std::string(column) == "sv_min" || std::string(column).starts_with("detX_val");
       compare(std::string("weightwatcher.") + column, column, 1e-6, noise ? 1e-9 : 1e-9);
     }
@@ -222,6 +251,152 @@ TEST(MeasureGolden, weightwatchers_table_of_a_model_is_ours) {
 TEST(MeasureGolden, weightwatchers_table_of_matrices_of_every_kind_is_ours) {
   NEEDS_SHARED_DATA();
   compare_weightwatcher(kGolden / "weightwatcher/matrices.csv", kGolden / "matrices.safetensors", true);
+}
+
+// ---- Layers and pairs ----
+
+const MeasuredBlock& block_of(const std::vector<MeasuredBlock>& blocks, int number) {
+  for (const MeasuredBlock& block : blocks)
+    if (block.block == number) return block;
+  throw std::runtime_error("no layer " + std::to_string(number));
+}
+
+TEST(MeasureGolden, neurons_are_classed_and_decoded_as_numpy_says) {
+  NEEDS_SHARED_DATA();
+  const Json reference = read_json_file(kGolden / "neurons-base.json");
+  const std::string models[] = {kShared / "zoo/lm/base"};
+  MeasureOptions options;
+  options.what = {"gated", "decoding"};
+  const MeasureReport report = measure_models(models, options);
+  const auto compare = [](const Measures& got, const std::string& prefix, const Json& want, int layer) {
+    walk_leaves("", want, [&](const std::string& path, const Json& leaf) {
+      if (leaf.is_string()) return;
+      const double* value = got.find(prefix + path);
+      ASSERT_NE(value, nullptr) << prefix << path << " of layer " << layer;
+      EXPECT_LE(std::abs(*value - *leaf.number()), 1e-9 * std::abs(*leaf.number()) + 1e-12) << prefix << path << " of layer " << layer;
+    });
+  };
+  const Json::Array& gated = *reference.find("gated")->array();
+  ASSERT_EQ(report.models[0].blocks.size(), gated.size());
+  for (std::size_t layer = 0; layer < gated.size(); ++layer) {
+    const Measures& got = block_of(report.models[0].blocks, static_cast<int>(layer)).measures;
+    compare(got, "gated.", gated[layer], static_cast<int>(layer));
+    for (const auto& [name, layers] : *reference.find("decoding")->object())
+      compare(got, "decoding." + name + ".", (*layers.array())[layer], static_cast<int>(layer));
+    EXPECT_NEAR(*got.find("decoding.null.median_max_abs"), number_at(reference, {"null", "median_max_abs"}, 0), 0.05);
+  }
+}
+
+TEST(MeasureGolden, what_a_fine_tune_changed_is_what_numpy_says) {
+  NEEDS_SHARED_DATA();
+  const Json all = read_json_file(kGolden / "pairs.json");
+  const Json& reference = *all.find("results")->find("python against base");
+  const std::string models[] = {kShared / "zoo/lm/python"};
+  MeasureOptions options;
+  options.base = kShared / "zoo/lm/base";
+  options.what = {"difference", "intruders", "changed", "agreement"};
+  const MeasureReport report = measure_models(models, options);
+  ASSERT_EQ(report.comparisons.size(), 1u);
+  const ModelComparison& pair = report.comparisons[0];
+  std::size_t compared = 0;
+  for (const MeasuredTensor& tensor : pair.tensors) {
+    const Json* gaps = reference.find("intruders")->find(tensor.name);
+    gaps = gaps != nullptr ? gaps->find("relative_gap") : nullptr;
+    for (const char* group : {"difference", "intruders"}) {
+      const Json* want = reference.find(group)->find(tensor.name);
+      if (want == nullptr) continue;
+      walk_leaves("", *want, [&](const std::string& path, const Json& leaf) {
+        const double* value = tensor.measures.find(std::string(group) + "." + path);
+        ASSERT_NE(value, nullptr) << tensor.name << " " << path;
+        double relative = 1e-8, absolute = 1e-12;
+        if (path.starts_with("max_cos") || path.starts_with("subspace")) {
+          const auto j = static_cast<std::size_t>(std::stoi(path.substr(path.rfind('.') + 1)));
+          absolute = 1e-6 + 1e-13 / *(*gaps->array())[j].number();
+        }
+        if (path.starts_with("s.")) relative = 1e-9;
+        EXPECT_LE(std::abs(*value - *leaf.number()), relative * std::abs(*leaf.number()) + absolute) << tensor.name << " " << path;
+        ++compared;
+      });
+    }
+  }
+  EXPECT_GT(compared, 2000u);
+  for (const char* side : {"left", "right"})
+    for (const auto& [bar, count] : *reference.find("total_intruders")->find(side)->object())
+      EXPECT_EQ(*pair.total.find(std::string("intruders.count_") + side + "." + bar), *count.number()) << side << " " << bar;
+  for (const auto& [kind, count] : *reference.find("left_0.5_by_kind")->object())
+    EXPECT_EQ(*pair.total.find("intruders.left_0.5_by_kind." + kind), *count.number()) << kind;
+
+  const Json changed = read_json_file(kGolden / "changed.json");
+  const Json& want = *changed.find("results")->find("base to python");
+  EXPECT_EQ(*pair.total.find("changed.changed"), *want.find("changed")->number());
+  for (const MeasuredTensor& tensor : pair.tensors)
+    EXPECT_EQ(*tensor.measures.find("changed.changed"), *want.find("tensors")->find(tensor.name)->number()) << tensor.name;
+
+  const Json neurons = read_json_file(kGolden / "neurons-base.json");
+  for (const char* side : {"up", "down"}) {
+    const Json::Array& shares = *neurons.find("agreement")->find("python")->find(side)->array();
+    for (std::size_t layer = 0; layer < shares.size(); ++layer)
+      EXPECT_NEAR(*block_of(pair.blocks, static_cast<int>(layer)).measures.find(std::string("agreement.") + side), *shares[layer].number(), 2.0 / 768)
+          << side;
+  }
+}
+
+TEST(MeasureGolden, the_steps_of_a_path_change_as_many_elements_as_their_bytes_say) {
+  NEEDS_SHARED_DATA();
+  const Json reference = read_json_file(kGolden / "changed.json");
+  std::vector<std::string> models;
+  for (const char* step : {"0000", "0050", "0150", "0350", "0700"}) models.push_back(kShared / ("zoo/lm/tiny-path/step-" + std::string(step)));
+  MeasureOptions options;
+  options.what = {"changed"};
+  const MeasureReport report = measure_models(models, options);
+  ASSERT_EQ(report.comparisons.size(), 4u);
+  for (std::size_t i = 0; i < 4; ++i) {
+    const ModelComparison& step = report.comparisons[i];
+    EXPECT_EQ(step.kind, "path");
+    const std::string key =
+        "tiny-path/" + models[i].substr(models[i].rfind('/') + 1) + " to tiny-path/" + models[i + 1].substr(models[i + 1].rfind('/') + 1);
+    const Json* want = reference.find("results")->find(key);
+    ASSERT_NE(want, nullptr) << key;
+    EXPECT_EQ(*step.total.find("changed.changed"), *want->find("changed")->number());
+    EXPECT_NEAR(*step.total.find("changed.share"), *want->find("share")->number(), 1e-15);
+  }
+}
+
+TEST(MeasureGolden, task_vectors_meet_as_numpy_says) {
+  NEEDS_SHARED_DATA();
+  const Json all = read_json_file(kGolden / "task-vectors.json");
+  const Json& reference = *all.find("results")->find("language models");
+  std::vector<std::string> models;
+  for (const Json& name : *reference.find("models")->array())
+    if (*name.string() != "lora-python") models.push_back(kShared / ("zoo/lm/" + *name.string()));
+  // Where adapters cannot be opened, the models before and after it are compared among themselves.
+  const auto skipped = static_cast<std::size_t>(4);
+  MeasureOptions options;
+  options.base = kShared / "zoo/lm/base";
+  options.what = {"task_vectors"};
+  const MeasureReport report = measure_models(models, options);
+  ASSERT_EQ(report.comparisons.size(), 1u);
+  const Measures& total = report.comparisons[0].total;
+  const auto position = [&](std::size_t ours) { return ours < skipped ? ours : ours + 1; };
+  std::size_t compared = 0;
+  for (const auto& [set, rows] : *reference.find("cosine")->object()) {
+    for (std::size_t i = 0; i < models.size(); ++i) {
+      const double norm = *(*reference.find("norm")->find(set)->array())[position(i)].number();
+      EXPECT_NEAR(*total.find(fmt::format("task_vectors.norm.{}.{}", set, i)), norm, 1e-9 * norm) << set;
+      for (std::size_t j = 0; j < models.size(); ++j, ++compared)
+        EXPECT_NEAR(*total.find(fmt::format("task_vectors.cosine.{}.{}.{}", set, i, j)),
+                    *(*(*rows.array())[position(i)].array())[position(j)].number(), 1e-9)
+            << set;
+    }
+  }
+  EXPECT_GT(compared, 200u);
+  const Json& signs = *reference.find("signs");
+  for (const char* key : {"both_changed", "opposite"})
+    for (std::size_t i = 0; i < models.size(); ++i)
+      for (std::size_t j = 0; j < models.size(); ++j)
+        EXPECT_EQ(*total.find(fmt::format("task_vectors.signs.{}.{}.{}", key, i, j)),
+                  *(*(*signs.find(key)->array())[position(i)].array())[position(j)].number());
+  EXPECT_EQ(*total.find("task_vectors.signs.elements"), *signs.find("elements")->number());
 }
 
 }  // namespace
