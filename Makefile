@@ -5,9 +5,11 @@ PREFIX ?= /usr/local
 export JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 # Seconds that `make fuzz` spends on each target.
 FUZZ_SECONDS ?= 60
+# Jobs that `make torture` kills at random moments.
+TORTURE_ROUNDS ?= 200
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build test test-all sanitize asan tsan fuzz bench demo install package clean
+.PHONY: help deps build test test-all sanitize asan tsan fuzz torture bench demo install package clean
 
 help:  ## show this text
 	@echo 'usage: make TARGET'
@@ -41,6 +43,11 @@ sanitize:  ## asan, then tsan
 fuzz:  ## build the fuzz targets with clang and run each for FUZZ_SECONDS
 	@scripts/deps.sh clang-14 libclang-rt-14-dev
 	@scripts/fuzz.sh $(FUZZ_SECONDS)
+
+torture: deps  ## kill jobs TORTURE_ROUNDS times, at random moments and at every step, and look at what is left
+	@scripts/build.sh dev weft_command engine_tests
+	@build/dev/tests/engine_tests --gtest_filter='JobKills.*:JobPower.*:JobFaults.*' --gtest_brief=1
+	@python3 scripts/torture.py build/dev/bin/weft $(TORTURE_ROUNDS)
 
 bench: deps  ## build and run the benchmarks; results go to build/release/bench
 	@scripts/bench.sh

@@ -18,6 +18,7 @@ Command forward_command();
 Command eval_command();
 Command generate_text_command();
 Command methods_command();
+Command jobs_command();
 
 // The merge command as mergekit's programs of these names.
 Command mergekit_yaml_command();

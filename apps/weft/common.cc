@@ -4,10 +4,10 @@
 
 #include <algorithm>
 #include <atomic>
-#include <csignal>
 #include <limits>
 
 #include "base/text.h"
+#include "engine/interrupt.h"
 
 namespace weft::app {
 namespace {
@@ -15,22 +15,20 @@ namespace {
 constexpr std::uint64_t kWarningsShown = 5;
 
 std::atomic<bool> cancelled{false};
-static_assert(std::atomic<bool>::is_always_lock_free, "a signal handler writes it");
-
-extern "C" void on_signal(int) { cancelled.store(true); }
 
 }  // namespace
 
 Json text_or_null(std::string_view text) { return text.empty() ? Json() : Json(text); }
 
-void cancel_on_signals() {
-  struct sigaction action {};
-  action.sa_handler = on_signal;
-  action.sa_flags = static_cast<int>(SA_RESETHAND);  // the second signal has its usual effect
-  sigemptyset(&action.sa_mask);
-  ::sigaction(SIGINT, &action, nullptr);
-  ::sigaction(SIGTERM, &action, nullptr);
+void cancel_on_signals(bool json) {
+  engine::end_on_signals(cancelled, [json](const Error& error) {
+    const int status = report_error(error, json);
+    std::fflush(stdout);
+    return status;
+  });
 }
+
+void claim_the_end() { engine::claim_the_end(); }
 
 void add_print_options(Command& command, CommonOptions& options) {
   command.group("Printing");
@@ -51,6 +49,9 @@ void add_output_options(Command& command, CommonOptions& options) {
   command.size({"--max-shard-size"}, options.max_shard_bytes, "bytes of tensors in one file; 0 for a single file").default_text = "5GB";
   command.flag({"--dry-run"}, options.dry_run, "print the plan and stop");
   command.flag({"--force"}, options.force, "replace an existing output");
+  command.size({"--journal-every"}, options.journal_bytes, "finished bytes that a crash may cost").default_text = "1GiB, or 10 seconds";
+  command.flag({"--read-back"}, options.read_back, "read what was written from the device again and compare");
+  command.flag({"--verify-input"}, options.verify_input, "check the inputs against their checksums first, where they have any");
   command.flag({"--allow-non-finite"}, options.allow_non_finite, "let NaN and infinities in the inputs through");
 }
 
@@ -85,6 +86,9 @@ void Console::fill(JobOptions& job) {
   job.seed = options_.seed;
   job.max_shard_bytes = options_.max_shard_bytes;
   job.force = options_.force;
+  job.journal_bytes = options_.journal_bytes;
+  job.read_back = options_.read_back;
+  job.verify_input = options_.verify_input;
   job.dry_run = options_.dry_run;
   job.allow_non_finite = options_.allow_non_finite;
   job.cancel = &cancelled;

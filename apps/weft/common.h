@@ -28,6 +28,9 @@ struct CommonOptions {
   std::uint64_t memory_bytes = 0;
   std::uint64_t seed = 0;
   std::uint64_t max_shard_bytes = JobOptions{}.max_shard_bytes;
+  std::uint64_t journal_bytes = JobOptions{}.journal_bytes;
+  bool read_back = false;
+  bool verify_input = false;
 };
 
 void add_print_options(Command& command, CommonOptions& options);   ///< --json, --quiet, --verbose
@@ -67,7 +70,9 @@ class Console {
 /// Reports an error as people (stderr) or programs (stdout, JSON) want it; returns the exit status.
 int report_error(const Error& error, bool json);
 
-/// Makes SIGINT and SIGTERM cancel the running job; a second one kills.
-void cancel_on_signals();
+/// Makes SIGINT and SIGTERM cancel the running job and end the process within two seconds, as report_error says it; a second one kills.
+void cancel_on_signals(bool json);
+/// To be called before the process ends by itself, lest it is ended for a signal at the same time.
+void claim_the_end();
 
 }  // namespace weft::app

@@ -72,8 +72,8 @@ int run_command(const Command& command, const std::vector<std::string>& argument
     std::fputs(help_text(command).c_str(), stdout);
     return 0;
   }
-  cancel_on_signals();
   const int status = command.run();
+  claim_the_end();
   if (std::fflush(stdout) != 0) throw Error(ErrorCode::io, "the result could not be printed completely", {.file = "standard output"});
   return status;
 }
@@ -149,6 +149,7 @@ std::vector<Command> all_commands() {
   std::vector<Command> commands = {
       info_command(),
       verify_command(),
+      jobs_command(),
       diff_command(),
       measure_command(),
       convert_command(),
@@ -178,9 +179,11 @@ int main(int argc, char** argv) {
   const std::vector<std::string> arguments(argv + std::min(argc, 1), argv + argc);
   const auto end_of_options = std::find(arguments.begin(), arguments.end(), "--");
   const bool json = std::find(arguments.begin(), end_of_options, "--json") != end_of_options;
+  app::cancel_on_signals(json);
   try {
     return app::run(program, arguments);
   } catch (const Error& error) {
+    app::claim_the_end();
     return app::report_error(error, json);
   } catch (const std::bad_alloc&) {
     return app::report_error(

@@ -23,6 +23,7 @@ Json shape_json(const Shape& shape) {
 
 Json report_json(const JobReport& report, Json::Object details) {
   if (report.dry_run) return plan_json(report);
+  if (report.bytes_resumed > 0) details.emplace_back("bytes_resumed", Json(report.bytes_resumed));
   Json::Array files;
   for (const std::string& file : report.files) files.emplace_back(file);
   Json::Array warnings;
@@ -51,6 +52,7 @@ void print_summary(const JobReport& report, const std::string& headline) {
                                     format_size(report.bytes_written), format_seconds(report.elapsed_seconds),
                                     format_size(static_cast<std::uint64_t>(rate)), format_size(report.peak_memory_bytes))
                             .c_str());
+  if (report.bytes_resumed > 0) std::printf("  went on with %s that an earlier run had finished\n", format_size(report.bytes_resumed).c_str());
 }
 
 }  // namespace weft::app

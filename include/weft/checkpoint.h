@@ -40,6 +40,8 @@ struct TensorInfo {
 struct CheckpointFile {
   std::filesystem::path path;
   std::uint64_t size_bytes = 0;
+  std::uint64_t inode = 0;          ///< when it was opened, like all of this
+  std::int64_t modified_ns = 0;     ///< since 1970
 };
 
 /// A lazy map from names to tensors. Opening one reads headers only; payloads are read in pieces, by position.

@@ -255,6 +255,12 @@ FileIdentity File::identity() const {
           std::int64_t{facts.st_mtim.tv_sec} * 1'000'000'000 + facts.st_mtim.tv_nsec};
 }
 
+std::uint64_t File::allocated_bytes() const {
+  struct ::stat facts {};
+  if (uninterrupted([&] { return calls().fstat(fd_, &facts); }) != 0) throw path_error(errno, "look at", path_);
+  return static_cast<std::uint64_t>(facts.st_blocks) * 512;
+}
+
 std::uint64_t File::size_bytes() const { return identity().size_bytes; }
 
 std::size_t File::read_some(std::uint64_t offset, std::span<std::byte> out) const {
@@ -309,6 +315,8 @@ void File::will_read(std::uint64_t offset, std::uint64_t size_bytes) const noexc
 void File::start_writeback(std::uint64_t offset, std::uint64_t size_bytes) const noexcept {
   calls().sync_file_range(fd_, static_cast<off_t>(offset), static_cast<off_t>(size_bytes));
 }
+
+void File::forget() const noexcept { calls().fadvise(fd_, 0, 0, POSIX_FADV_DONTNEED); }
 
 void File::sync() const {
   if (calls().fsync(fd_) != 0) throw path_error(errno, "bring to the disk", path_);

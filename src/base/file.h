@@ -92,6 +92,8 @@ class File {
   [[nodiscard]] bool is_open() const noexcept { return fd_ >= 0; }
   [[nodiscard]] std::uint64_t size_bytes() const;
   [[nodiscard]] FileIdentity identity() const;
+  /// On the disk: less than its size where it has holes.
+  [[nodiscard]] std::uint64_t allocated_bytes() const;
 
   /// Reads up to out.size() bytes; fewer only at the end of the file. Returns the number read.
   std::size_t read_some(std::uint64_t offset, std::span<std::byte> out) const;
@@ -104,6 +106,7 @@ class File {
   /// Hints; never fail.
   void will_read(std::uint64_t offset, std::uint64_t size_bytes) const noexcept;
   void start_writeback(std::uint64_t offset, std::uint64_t size_bytes) const noexcept;
+  void forget() const noexcept;  ///< what the system holds of it in memory, if it is on the disk
   /// fsync, once: a failed one is never retried, because the kernel may have dropped the data.
   void sync() const;
   void close();

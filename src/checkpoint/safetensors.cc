@@ -570,7 +570,7 @@ class SafetensorsCheckpoint final : public Checkpoint {
     const FileIdentity identity = file.identity();
     SafetensorsHeader header = read_safetensors_header(file);
     const std::uint32_t file_index = static_cast<std::uint32_t>(files_.size());
-    files_.push_back({path, identity.size_bytes});
+    files_.push_back({path, identity.size_bytes, identity.inode, identity.modified_ns});
     open_.push_back(std::move(file));
     identities_.push_back(identity);
     for (TensorInfo& tensor : header.tensors) tensor.file_index = file_index;
@@ -623,7 +623,7 @@ class SafetensorsCheckpoint final : public Checkpoint {
       const FileIdentity now = open_[i].identity();
       if (now == identities_[i]) continue;
       throw Error(ErrorCode::corrupt,
-                  fmt::format("the file was changed while it was being read: it had {} bytes when it was opened and has {} now{}",
+                  fmt::format("input changed while it was being read: it had {} bytes when it was opened and has {} now{}",
                               identities_[i].size_bytes, now.size_bytes, now.size_bytes == identities_[i].size_bytes ? ", but was written to" : ""),
                   {.file = open_[i].path().string()}, "run the command again when nothing writes to the model any more");
     }

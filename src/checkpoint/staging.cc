@@ -68,24 +68,62 @@ fs::path checked_name(std::string_view name) {
 
 constexpr const char* kLock = "lock";
 constexpr const char* kNew = "new";
+constexpr const char* kJournal = "journal";
+
+std::uint64_t inode_of(const fs::path& path) {
+  struct ::stat facts {};
+  if (calls().stat(path.c_str(), &facts) != 0) throw path_error(errno, "look at", path);
+  return facts.st_ino;
+}
 
 }  // namespace
 
+bool is_working_folder_name(std::string_view name) {
+  constexpr std::string_view kMark = ".weft-";
+  if (name.size() < kMark.size() + 10 || name.front() != '.') return false;
+  const std::string_view hash = name.substr(name.size() - 8);
+  return name.substr(name.size() - 8 - kMark.size(), kMark.size()) == kMark && hash.find_first_not_of("0123456789abcdef") == std::string_view::npos;
+}
+
+bool is_locked(const fs::path& working_folder) {
+  const int fd = calls().open((working_folder / kLock).c_str(), O_RDWR | O_NOFOLLOW | O_CLOEXEC, 0);
+  if (fd < 0) {
+    if (errno == ENOENT) return false;
+    throw path_error(errno, "open", working_folder / kLock);
+  }
+  const bool locked = calls().flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+  calls().close(fd);
+  return locked;
+}
+
+fs::path working_folder_of(const fs::path& target, bool inside) {
+  // Names of files have at most 255 bytes; what is cut off a long one still tells through the hash.
+  return (inside ? target : target.parent_path()) /
+         fmt::format(".{}.weft-{:08x}", target.filename().native().substr(0, 200), fnv1a64(target.native()) >> 32);
+}
+
 // ---- taking the place ----
 
-Staging::Staging(fs::path destination, What what, Existing existing)
-    : destination_(std::move(destination)), what_(what), existing_(existing), target_(resolved(destination_)) {
+Staging::Staging(fs::path destination, What what, Existing existing, bool resumable)
+    : destination_(std::move(destination)), what_(what), existing_(existing), target_(resolved(destination_)), resumable_(resumable) {
   WEFT_ASSERT(what_ == What::folder || existing_ != Existing::write_into);
-  check_target();
-  // Names of files have at most 255 bytes; what is cut off a long one still tells through the hash.
-  folder_ = (inside_ ? target_ : target_.parent_path()) /
-            fmt::format(".{}.weft-{:08x}", target_.filename().native().substr(0, 200), fnv1a64(target_.native()) >> 32);
-  content_ = folder_ / kNew;
+  const auto name_folder = [&] {
+    folder_ = working_folder_of(target_, inside_);
+    content_ = folder_ / kNew;
+  };
+  try {
+    check_target();
+  } catch (const Error&) {
+    name_folder();
+    tidy_leftover();
+    throw;
+  }
+  name_folder();
   try {
     create_parents();
     take_folder();
     if (what_ == What::folder && existing_ == Existing::replace && !inside_) probe_exchange();
-    make_directory(content_);
+    if (!unfinished_) make_directory(content_);
   } catch (const Error& e) {
     give_up();
     throw explained(e);
@@ -153,11 +191,46 @@ void Staging::take_folder() {
     folder_taken_ = made;
     if (!lock_folder(made)) continue;
     folder_taken_ = true;
+    if (resumable_ && !made) find_unfinished();
     for (const std::string& name : list_directory(folder_))
-      if (name != kLock) remove_tree(folder_ / name);
+      if (name != kLock && !(unfinished_ && (name == kJournal || name == kNew))) remove_tree(folder_ / name);
     return;
   }
   throw Error(ErrorCode::io, "other jobs keep taking " + quoted(folder_), {.file = destination_.native()}, "run one job for an output at a time");
+}
+
+/// Looks for finished tensors of a job that was stopped. Sets keep_folder_ first: if looking fails, its work must not be lost.
+void Staging::find_unfinished() {
+  keep_folder_ = true;
+  std::optional<Journal::Content> found = Journal::read(folder_ / kJournal);
+  // Another inode: the finished output was exchanged with this one, which is the old output, on its way out.
+  if (found && !found->records.empty() && path_kind(content_) == PathKind::folder && found->head.content_inode == content_inode()) {
+    unfinished_ = std::move(found);
+  } else {
+    keep_folder_ = false;
+  }
+}
+
+/// The place is refused, so nobody will come to clean up what a job left that was killed after it had put its output in place.
+void Staging::tidy_leftover() noexcept {
+  try {
+    if (path_kind(folder_) != PathKind::folder || !lock_folder(false)) return;
+    folder_taken_ = true;
+    find_unfinished();
+    if (!keep_folder_) discard();
+  } catch (...) {  // it stays, which the error at hand does not need to tell
+  }
+  if (lock_ >= 0) calls().close(std::exchange(lock_, -1));
+  folder_taken_ = false;
+}
+
+std::uint64_t Staging::content_inode() const { return inode_of(content_); }
+
+void Staging::take_over(const std::vector<std::string>& names) {
+  const auto wanted = [&names](const fs::path& file) { return std::find(names.begin(), names.end(), file.native()) != names.end(); };
+  for (const std::string& name : list_directory(content_))
+    if (!wanted(name) || path_kind(content_ / name) != PathKind::file) remove_tree(content_ / name);
+  unfinished_.reset();
 }
 
 /// False when the folder vanished meanwhile.
@@ -253,14 +326,21 @@ File& Staging::create(std::string_view name) {
   return files_.back();
 }
 
-void Staging::require_space(std::uint64_t size_bytes) {
+File& Staging::reopen(std::string_view name) {
+  files_.emplace_back(content_ / checked_name(name), FileMode::update);
+  names_.push_back(checked_name(name));
+  return files_.back();
+}
+
+void Staging::require_space(std::uint64_t size_bytes, std::uint64_t reserved_bytes) {
   needed_bytes_ = size_bytes;
   const std::uint64_t free_bytes = free_space_bytes(folder_);
-  if (size_bytes <= free_bytes) return;
+  if (size_bytes - std::min(size_bytes, reserved_bytes) <= free_bytes) return;
   throw Error(ErrorCode::no_space,
               fmt::format("{} needs {} ({} bytes), but {} ({} bytes) are free", quoted(destination_), format_size(size_bytes), size_bytes,
                           format_size(free_bytes), free_bytes),
-              {.file = destination_.native()}, fmt::format("free {} there, or write to another disk", format_size(size_bytes - free_bytes)));
+              {.file = destination_.native()},
+              fmt::format("free {} there, or write to another disk", format_size(size_bytes - std::min(size_bytes, reserved_bytes) - free_bytes)));
 }
 
 Error Staging::explained(const Error& error) const {
@@ -272,12 +352,25 @@ Error Staging::explained(const Error& error) const {
 
 // ---- putting it in place ----
 
-void Staging::commit() {
+void Staging::sync_folders() const {
+  for (const fs::path& folder : {content_, folder_, folder_.parent_path()}) sync_directory(folder);
+  for (const fs::path& parent : created_parents_) sync_directory(parent.parent_path());
+}
+
+void Staging::sync_files() {
+  WEFT_ASSERT(!synced_);
   try {
-    for (File& file : files_) {
-      file.sync();
-      file.close();
-    }
+    for (const File& file : files_) file.sync();
+  } catch (const Error& e) {
+    throw explained(e);
+  }
+  synced_ = true;
+}
+
+void Staging::commit() {
+  if (!synced_) sync_files();
+  try {
+    for (File& file : files_) file.close();
     for (auto folder = subfolders_.rbegin(); folder != subfolders_.rend(); ++folder) sync_directory(content_ / *folder);
     sync_directory(content_);
     for (const fs::path& parent : created_parents_) sync_directory(parent.parent_path());
@@ -292,6 +385,7 @@ void Staging::commit() {
 }
 
 void Staging::place() {
+  placed_ = true;
   if (what_ == What::file) return place_file();
   const bool there = path_kind(target_) == PathKind::folder;
   if (inside_ || (there && existing_ == Existing::write_into)) return place_into();
@@ -300,10 +394,21 @@ void Staging::place() {
 
 void Staging::place_file() {
   const fs::path& built = files_.front().path();
+  const auto beside = [this](const File& file) { return target_.parent_path() / file.path().filename(); };
+  // What is said of the old file must not be beside the new one, not even after a crash here.
+  for (std::size_t i = 1; i < files_.size(); ++i)
+    if (path_kind(beside(files_[i])) != PathKind::nothing) remove_file(beside(files_[i]));
+  placed_ = false;
   if (existing_ == Existing::refuse) {
     rename_to_new(built, target_);
   } else {
     rename_path(built, target_);  // an old file goes at this moment; whoever has it open keeps it
+  }
+  placed_ = true;
+  try {
+    for (std::size_t i = 1; i < files_.size(); ++i) rename_path(files_[i].path(), beside(files_[i]));
+  } catch (const Error& e) {
+    warnings_.push_back("the output is complete, but a file that belongs beside it is missing: " + e.message());
   }
   try {
     sync_directory(target_.parent_path());
@@ -324,16 +429,24 @@ void Staging::place_folder() {
     rename_path(target_, content_);
     if (there) make_directory(target_);  // the empty one that the rename replaced
   };
+  placed_ = false;
   move();
+  placed_ = true;
   try {
     sync_directory(target_.parent_path());
   } catch (const Error& e) {
     // The disk may still hold the old entry, so the old tree must not be removed. Back to how it was, if that works.
     try {
       move_back();
+      placed_ = false;
     } catch (const Error&) {
       keep_folder_ = exchange;
       created_parents_.clear();
+      // Without its lock the folder is nobody's leftover, and no later job removes it.
+      if (exchange) {
+        calls().unlink(journal_path().c_str());
+        calls().unlink((folder_ / kLock).c_str());
+      }
       throw Error(e.code(), e.message(), e.place(),
                   quoted(destination_) + " is in place, but may not survive a power failure" +
                       (exchange ? "; the old one was kept in " + quoted(content_) : std::string()) + "\n" + e.advice(),
@@ -350,6 +463,7 @@ void Staging::place_into() {
 
   // What makes a model complete for its readers comes last: weights, other files, the index, then config.json.
   const auto rank = [](const fs::path& name) {
+    if (name == kChecksumsName) return 4;  // what it says is true only now
     if (name == "config.json") return 3;
     if (name.native().ends_with(".index.json")) return 2;
     return is_weight_file(name.native()) ? 0 : 1;
@@ -365,8 +479,9 @@ void Staging::place_into() {
       for (const std::string& name : list_directory(target_))
         if (is_stale_weight(name) && std::find(names_.begin(), names_.end(), fs::path(name)) == names_.end()) remove_file(below(name));
     };
+    if (path_kind(below(kChecksumsName)) != PathKind::nothing) remove_file(below(kChecksumsName));
     for (const fs::path& name : order) {
-      if (rank(name) == 3) remove_stale();
+      if (rank(name) >= 3) remove_stale();
       rename_path(content_ / name, below(name));
     }
     remove_stale();

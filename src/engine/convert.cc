@@ -46,6 +46,7 @@ OutputJob convert_job(const std::shared_ptr<const Checkpoint>& checkpoint, std::
   for (const std::string& adapter : adapt::split_adapters(model).adapters) job.input_paths.push_back(resolve_model(adapter).path);
   job.single_file = one_file;
   job.header_metadata = checkpoint->metadata();
+  job.ingredients = {{"--dtype", options.dtype ? std::string(to_string(*options.dtype)) : "as stored"}};
   job.warnings.assign(checkpoint->warnings().begin(), checkpoint->warnings().end());
   for (const TensorInfo& info : checkpoint->tensors()) {
     StreamTensor tensor;

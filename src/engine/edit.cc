@@ -28,7 +28,11 @@ EditReport edit_model(std::string_view model, const std::filesystem::path& outpu
   for (edit::Effect& effect : engine::apply_operations(lazy, parsed, requests))
     report.effects.push_back({std::move(effect.operation), effect.num_tensors, std::move(effect.example)});
   engine::JobBatch batch(options, "editing");
-  batch.add(engine::output_job_of(std::move(lazy), output), output);
+  engine::OutputJob job = engine::output_job_of(std::move(lazy), output);
+  std::string text;
+  for (const edit::Request& request : requests) text += "--" + request.operation + " " + request.argument + "\n";
+  job.ingredients = {{"the operations", std::move(text)}};
+  batch.add(std::move(job), output);
   static_cast<JobReport&>(report) = std::move(batch.run().front());
   return report;
 }

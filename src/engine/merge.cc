@@ -27,6 +27,7 @@ engine::OutputJob plan_one(const engine::MergeConfig& config, engine::ModelCache
   job.warnings = std::move(warnings);
   job.warnings.insert(job.warnings.end(), plan.warnings.begin(), plan.warnings.end());
   job.write_into_existing = options.write_into_existing;
+  job.ingredients = {{"the config", config.text}};
   return job;
 }
 

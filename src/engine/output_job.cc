@@ -6,11 +6,16 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <new>
 #include <utility>
 
 #include "base/budget.h"
-#include "checkpoint/output.h"
+#include "base/checksum.h"
+#include "base/text.h"
+#include "checkpoint/model_folder.h"
+#include "engine/checksum_check.h"
 #include "weft/error.h"
+#include "weft/version.h"
 
 namespace weft::engine {
 namespace {
@@ -47,6 +52,77 @@ class TemporaryFolder {
  private:
   fs::path path_;
 };
+
+/// Throws for the first input that is not what its list of checksums says.
+void verify_inputs(OutputJob& job, const JobOptions& options) {
+  for (const fs::path& input : job.input_paths) {
+    const std::optional<ChecksumCheck> check = check_checksums(input, options);
+    if (!check) {
+      job.warnings.push_back(fmt::format("'{}' has no list of checksums, so it was not verified", printable(input.string(), 4096)));
+    } else if (!check->problems.empty()) {
+      const VerifyProblem& first = check->problems.front();
+      throw Error(ErrorCode::corrupt, fmt::format("input '{}' is damaged: {}", printable(input.string(), 4096), first.message),
+                  {.file = input.string(), .tensor = first.tensor}, "fetch it again; 'weft verify' lists all of its damage");
+    }
+  }
+}
+
+template <typename Text, typename Copy>
+void write_companions(const OutputJob& job, const Text& text, const Copy& copy) {
+  for (const CompanionFile& file : job.companions) {
+    if (file.copy_of) copy(*file.copy_of, file.name);
+    else text(file.name, file.content);
+  }
+}
+
+/// Everything that decides the bytes of the output. Not threads, memory or chunk sizes, which never do.
+std::vector<JournalHead::Ingredient> ingredients_of(const OutputJob& job, const std::vector<PlannedTensor>& tensors, const OutputLayout& layout,
+                                                    const JobOptions& options) {
+  std::vector<JournalHead::Ingredient> all = job.ingredients;
+  const auto add_input = [&all](const fs::path& path, const FileIdentity& identity) {
+    std::error_code ignored;
+    // Not the device: its number may change whenever the machine starts.
+    all.push_back({fmt::format("input '{}'", fs::weakly_canonical(path, ignored).string()),
+                   fmt::format("{} bytes, inode {}, modified {}.{:09}", identity.size_bytes, identity.inode, identity.modified_ns / 1'000'000'000,
+                               identity.modified_ns % 1'000'000'000)});
+  };
+  for (const auto& input : job.inputs) {
+    for (const CheckpointFile& file : input->files()) {
+      if (file.inode != 0) {
+        add_input(file.path, {0, file.inode, file.size_bytes, file.modified_ns});
+      } else if (path_kind(file.path) == PathKind::file) {  // otherwise made by this very job
+        add_input(file.path, File(file.path, FileMode::read).identity());
+      }
+    }
+  }
+  // Configs and tokenizers decide too: which rows belong together, what a tensor is.
+  for (const fs::path& input : job.input_paths) {
+    if (path_kind(input) != PathKind::folder) continue;
+    for (const std::string& name : companion_files(input)) {
+      const fs::path path = input / name;
+      add_input(path, File(path, FileMode::read).identity());
+    }
+  }
+  all.push_back({"--max-shard-size", std::to_string(job.single_file ? 0 : options.max_shard_bytes)});
+  all.push_back({"the seed", std::to_string(options.seed)});
+  all.push_back({"whether NaN and infinities are let through", options.allow_non_finite ? "yes" : "no"});
+  all.push_back({"the version of weft", fmt::format("{} ({}, {})", version(), commit(), simd_target())});
+  Hasher plan;
+  const auto add = [](Hasher& to, const auto&... parts) {
+    const std::string line = (fmt::format("{}\n", parts) + ...);
+    to.add(std::as_bytes(std::span(line)));
+  };
+  for (const PlannedTensor& tensor : tensors) {
+    add(plan, tensor.name, to_string(tensor.dtype), to_string(tensor.shape), tensor.method);
+    for (const std::string& input : tensor.inputs) add(plan, input);
+    for (const auto& [key, value] : tensor.parameters) add(plan, key, value);
+  }
+  all.push_back({"how the tensors are made", to_string(plan.checksum())});
+  Hasher files;
+  for (const OutputLayout::FilePlan& file : layout.files) add(files, file.name, file.size_bytes, file.header);
+  all.push_back({"the files of the output", to_string(files.checksum())});
+  return all;
+}
 
 }  // namespace
 
@@ -96,6 +172,7 @@ JobBatch::~JobBatch() = default;
 
 JobBatch::Result JobBatch::add(OutputJob job, const fs::path& output, bool needs_folder) {
   refuse_input_as_output(job, output);
+  if (options_.verify_input && !options_.dry_run) verify_inputs(job, options_);
   auto entry = std::make_unique<Entry>();
   JobReport& report = entry->report;
   report.output = output;
@@ -114,6 +191,7 @@ JobBatch::Result JobBatch::add(OutputJob job, const fs::path& output, bool needs
   for (const OutputLayout::FilePlan& file : layout.files) report.files.push_back(file.name);
   if (!layout.index_json.empty()) report.files.emplace_back("model.safetensors.index.json");
   for (const CompanionFile& file : job.companions) report.files.push_back(file.name);
+  if (!job.single_file) report.files.emplace_back(kChecksumsName);
   for (std::size_t i = 0; i < job.described.size(); ++i) {
     PlannedTensor& tensor = job.described[i];
     const OutputLayout::Tensor& place = layout.tensors[i];
@@ -125,45 +203,85 @@ JobBatch::Result JobBatch::add(OutputJob job, const fs::path& output, bool needs
   report.warnings = std::move(job.warnings);
   if (options_.on_warning) std::for_each(report.warnings.begin(), report.warnings.end(), options_.on_warning);
 
-  Result result;
-  result.folder = output;
-  const auto write_companions = [&job](const auto& text, const auto& copy) {
-    for (const CompanionFile& file : job.companions) {
-      if (file.copy_of) copy(*file.copy_of, file.name);
-      else text(file.name, file.content);
-    }
-  };
   if (!options_.dry_run) {
-    const Existing existing = job.write_into_existing ? Existing::write_into : options_.force ? Existing::replace : Existing::refuse;
-    if (job.single_file) {
-      entry->output = std::make_unique<OutputFile>(output, existing);
-    } else {
-      auto folder = std::make_unique<OutputFolder>(output, existing);
-      write_companions([&](const std::string& name, const std::string& text) { folder->write_text(name, text); },
-                       [&](const fs::path& from, const std::string& name) { folder->copy_file(from, name); });
-      entry->output = std::move(folder);
+    entry->job = std::move(job);
+    entries_.push_back(std::move(entry));
+    try {
+      make_output(*entries_.back(), std::move(layout), output);
+    } catch (const Error& e) {
+      fail(e);
     }
-    result.folder = entry->output->working_folder();
-    entry->output->create_files(std::move(layout));
-  } else if (needs_folder) {
+    return give_result(*entries_.back(), needs_folder);
+  }
+  if (needs_folder) {
     entry->temporary = std::make_unique<TemporaryFolder>();
-    result.folder = entry->temporary->path();
+    const fs::path& folder = entry->temporary->path();
     write_companions(
+        job,
         [&](const std::string& name, const std::string& text) {
-          File file(result.folder / name, FileMode::create_new);
+          File file(folder / name, FileMode::create_new);
           file.write(0, std::as_bytes(std::span(text)));
         },
-        [&](const fs::path& from, const std::string& name) { fs::copy_file(from, result.folder / name); });
+        [&](const fs::path& from, const std::string& name) { fs::copy_file(from, folder / name); });
   }
   entry->layout = std::move(layout);
   entry->job = std::move(job);
-  if (needs_folder) {
-    const OutputLayout& planned = entry->output ? entry->output->layout() : entry->layout;
-    entry->result = std::make_shared<ResultCheckpoint>(planned, entry->job.tensors, output, entry->output.get());
-    result.checkpoint = entry->result;
-  }
   entries_.push_back(std::move(entry));
+  return give_result(*entries_.back(), needs_folder);
+}
+
+JobBatch::Result JobBatch::give_result(Entry& entry, bool needs_folder) {
+  Result result;
+  result.folder = entry.output ? entry.output->working_folder() : entry.temporary ? entry.temporary->path() : entry.report.output;
+  if (!needs_folder) return result;
+  const OutputLayout& planned = entry.output ? entry.output->layout() : entry.layout;
+  entry.result = std::make_shared<ResultCheckpoint>(planned, entry.job.tensors, entry.report.output, entry.output.get());
+  result.checkpoint = entry.result;
   return result;
+}
+
+void JobBatch::make_output(Entry& entry, OutputLayout layout, const fs::path& output) {
+  const OutputJob& job = entry.job;
+  const Existing existing = job.write_into_existing ? Existing::write_into : options_.force ? Existing::replace : Existing::refuse;
+  OutputOptions how;
+  how.head.what = what_;
+  how.checksums = true;
+  // Without them nobody could tell whether a later command is the same.
+  if (!job.ingredients.empty()) how.head.ingredients = ingredients_of(job, entry.report.tensors, layout, options_);
+  how.journal_bytes = options_.journal_bytes;
+  how.journal_seconds = options_.journal_seconds;
+  how.read_back = options_.read_back;
+  if (job.single_file) {
+    entry.output = std::make_unique<OutputFile>(output, existing, true);
+    entry.output->create_files(std::move(layout), std::move(how));
+    return;
+  }
+  auto made = std::make_unique<OutputFolder>(output, existing, true);
+  OutputFolder& folder = *made;
+  entry.output = std::move(made);
+  folder.create_files(std::move(layout), std::move(how));
+  write_companions(
+      job, [&](const std::string& name, const std::string& text) { folder.write_text(name, text); },
+      [&](const fs::path& from, const std::string& name) { folder.copy_file(from, name); });
+}
+
+/// Failures leave what is finished, so that the same command can go on with it; a wrong request leaves nothing.
+void JobBatch::fail(const Error& error) {
+  std::vector<std::string> kept;
+  if (error.exit_status() == 1) {
+    for (const auto& entry : entries_) {
+      if (entry->output == nullptr) continue;
+      if (const fs::path folder = entry->output->suspend(); !folder.empty()) kept.push_back("'" + printable(folder.string(), 4096) + "'");
+    }
+  }
+  std::string advice = error.advice();
+  if (!kept.empty()) {
+    if (!advice.empty()) advice += "\n";
+    advice += fmt::format("the same command goes on where this one stopped; what is finished is kept in {}", fmt::join(kept, ", "));
+  } else if (error.code() == ErrorCode::interrupted) {
+    advice = "no tensor was finished yet, so nothing is kept; the same command starts again";
+  }
+  throw Error(error.code(), error.message(), error.place(), advice, error.system_error());
 }
 
 /// One list of all tensors: those at the same depth of their outputs beside each other, and every tensor after those whose bytes it reads.
@@ -219,6 +337,18 @@ std::vector<StreamTensor> JobBatch::interleave(std::vector<std::pair<std::size_t
 }
 
 std::vector<JobReport> JobBatch::run() {
+  try {
+    return carry_out();
+  } catch (const Error& e) {
+    fail(e);
+  } catch (const std::bad_alloc&) {
+    fail(Error(ErrorCode::out_of_memory, "the system gave no more memory", {}, "give a smaller --memory, or close other programs"));
+  } catch (const std::exception& e) {
+    fail(Error(ErrorCode::internal, e.what(), {}, "this is a bug of weft; please report it"));
+  }
+}
+
+std::vector<JobReport> JobBatch::carry_out() {
   const auto start = std::chrono::steady_clock::now();
   std::vector<std::pair<std::size_t, std::size_t>> places;
   std::vector<StreamTensor> walk = interleave(places);
@@ -231,12 +361,21 @@ std::vector<JobReport> JobBatch::run() {
     }
     return reports;
   }
+  for (const auto& entry : entries_) entry->output->check_recorded(options_.threads, options_.cancel);
+  for (std::size_t i = 0; i < walk.size(); ++i) {
+    const Output& output = *entries_[places[i].first]->output;
+    if (!output.is_recorded(places[i].second)) continue;
+    walk[i].finished = true;
+    *walk[i].warnings = output.recorded_warnings(places[i].second);
+  }
+  for (const auto& entry : entries_) entry->output->begin();
   const StreamResult done = run_tensor_stream(
       walk,
       [&](std::size_t tensor, std::uint64_t offset, std::span<const std::byte> data) {
         entries_[places[tensor].first]->output->write_tensor(places[tensor].second, offset, data);
       },
-      options_, what_);
+      options_, what_, [&](std::size_t tensor) { entries_[places[tensor].first]->output->finish_tensor(places[tensor].second, *walk[tensor].warnings); });
+  if (options_.cancel != nullptr && options_.cancel->load()) throw Error(ErrorCode::interrupted, "interrupted");
   for (const auto& entry : entries_) {
     for (const auto& input : entry->job.inputs) input->check_unchanged();
   }
@@ -258,7 +397,8 @@ std::vector<JobReport> JobBatch::run() {
     JobReport& report = entry->report;
     // Of a walk that is shared, each output tells its own bytes written and the walk's bytes read.
     report.bytes_read = done.bytes_read;
-    report.bytes_written = report.size_bytes;
+    report.bytes_resumed = entry->output->recorded_bytes();
+    report.bytes_written = report.size_bytes - report.bytes_resumed;
     report.elapsed_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     report.peak_memory_bytes = peak_resident_bytes();
     reports.push_back(std::move(report));

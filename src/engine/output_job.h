@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "checkpoint/journal.h"
+#include "checkpoint/output.h"
 #include "engine/merge_tokenizer.h"
 #include "engine/tensor_stream.h"
 #include "weft/job.h"
@@ -22,6 +24,9 @@ struct OutputJob {
   std::map<std::string, std::string> header_metadata;         ///< beside "format": "pt"
   std::map<std::string, std::string> index_metadata;
   bool single_file = false;                                   ///< the output is one .safetensors file; no companions
+  /// What else decides the result, beside the plan of the tensors, the inputs and the options of every job: a config's text, say. Empty: the job cannot
+  /// go on after it was stopped.
+  std::vector<JournalHead::Ingredient> ingredients;
   std::vector<std::string> warnings;
   bool write_into_existing = false;
 };
@@ -32,7 +37,7 @@ class JobBatch {
  public:
   /// options must live as long as the batch.
   JobBatch(const JobOptions& options, const char* what);
-  ~JobBatch();  ///< removes what was built, unless run() has put it in place
+  ~JobBatch();  ///< removes what was built, unless run() has put it in place, or kept it for a later job
   JobBatch(const JobBatch&) = delete;
   JobBatch& operator=(const JobBatch&) = delete;
 
@@ -42,15 +47,22 @@ class JobBatch {
     std::filesystem::path folder;                  ///< holds the companions already
   };
   /// Plans the files and, unless it is a dry run, takes the output's place and writes its companions.
-  /// needs_folder: the result will be an input of a later output. Errors: invalid_argument when the output is one of the inputs or exists; io, no_space.
+  /// Where the same job was stopped, it goes on with what that left.
+  /// needs_folder: the result will be an input of a later output. Errors: invalid_argument when the output is one of the inputs or exists, or when a job
+  /// for it was stopped that is not the same; io, no_space.
   Result add(OutputJob job, const std::filesystem::path& output, bool needs_folder = false);
 
-  /// Computes and writes everything and puts the outputs in place, in the order in which they were added. Once.
+  /// Computes and writes everything and puts the outputs in place, in the order in which they were added. Once. After a failure (exit status 1) what
+  /// is finished is kept, and named in the error.
   [[nodiscard]] std::vector<JobReport> run();
 
  private:
   struct Entry;
   class ResultCheckpoint;
+  void make_output(Entry& entry, OutputLayout layout, const std::filesystem::path& output);
+  Result give_result(Entry& entry, bool needs_folder);
+  std::vector<JobReport> carry_out();
+  [[noreturn]] void fail(const Error& error);
   std::vector<StreamTensor> interleave(std::vector<std::pair<std::size_t, std::size_t>>& places);
 
   const JobOptions& options_;

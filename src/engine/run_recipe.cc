@@ -73,8 +73,10 @@ class Runner {
     LazyModel last = std::move(results_.at(recipe_.steps.back().name));
     results_.erase(recipe_.steps.back().name);
     last.warnings.insert(last.warnings.begin(), warnings_.begin(), warnings_.end());
-    replace_companion(last, "weft_provenance.json", provenance(report));
+    const std::string made_by = provenance(report);
+    replace_companion(last, "weft_provenance.json", made_by);
     engine::OutputJob job = engine::output_job_of(std::move(last), output);
+    job.ingredients = {{"the recipe", made_by}};
     job.index_metadata = {{"weft_version", std::string(version())}};
     engine::JobBatch batch(options_, "running");
     batch.add(std::move(job), output);

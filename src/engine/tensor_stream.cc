@@ -166,9 +166,10 @@ std::span<T> at_least(std::vector<T>& buffer, std::size_t size) {
 
 class Stream {
  public:
-  Stream(std::vector<StreamTensor>& tensors, const TensorWriter& write, const JobOptions& options, const char* what)
+  Stream(std::vector<StreamTensor>& tensors, const TensorWriter& write, const JobOptions& options, const char* what, const TensorFinished& finished)
       : tensors_(tensors),
         write_(write),
+        tell_finished_(finished),
         options_(options),
         budget_(options.memory_bytes),
         sizing_(choose_sizing(tensors, options, budget_.limit_bytes())),
@@ -228,7 +229,7 @@ class Stream {
     for (;;) {
       if (failure_) return std::nullopt;
       if (options_.cancel != nullptr && options_.cancel->load(std::memory_order_relaxed)) {
-        throw Error(ErrorCode::interrupted, "interrupted", {}, "the same command starts again");
+        throw Error(ErrorCode::interrupted, "interrupted");
       }
       for (Job& job : active_) {
         if (job.solving || job.next_chunk == job.chunks.size()) continue;
@@ -246,6 +247,11 @@ class Stream {
   /// Starts the next tensor. Returns false when it has to wait for those under way: for their memory, or for what they write.
   bool admit() {
     StreamTensor& tensor = tensors_[next_tensor_];
+    if (tensor.finished) {
+      meter_.add(size_of(tensor));
+      finished_[next_tensor_++] = true;
+      return true;
+    }
     for (const std::size_t earlier : tensor.after) {
       WEFT_ASSERT(earlier < next_tensor_);
       if (!finished_[earlier]) return false;
@@ -346,6 +352,7 @@ class Stream {
     }
     if (job.tensor->merge != nullptr && job.stage == Stage::map) job.tensor->merge->finish();
     report(job);
+    if (tell_finished_) tell_finished_(job.index);
     finished_[job.index] = true;
     active_.remove_if([&job](const Job& other) { return &other == &job; });
   }
@@ -579,6 +586,7 @@ class Stream {
 
   std::vector<StreamTensor>& tensors_;
   const TensorWriter& write_;
+  const TensorFinished& tell_finished_;
   const JobOptions& options_;
   MemoryBudget budget_;
   Sizing sizing_;
@@ -599,9 +607,10 @@ class Stream {
 
 }  // namespace
 
-StreamResult run_tensor_stream(std::vector<StreamTensor>& tensors, const TensorWriter& write, const JobOptions& options, const char* what) {
+StreamResult run_tensor_stream(std::vector<StreamTensor>& tensors, const TensorWriter& write, const JobOptions& options, const char* what,
+                               const TensorFinished& finished) {
   if (tensors.empty()) return {};
-  return Stream(tensors, write, options, what).run();
+  return Stream(tensors, write, options, what, finished).run();
 }
 
 std::uint64_t estimate_stream_memory(const std::vector<StreamTensor>& tensors, const JobOptions& options) {

@@ -28,6 +28,7 @@ struct StreamTensor {
   std::unique_ptr<merge::TensorMerge> merge; ///< null: copy input 0, and warn where other inputs differ from it
   bool writes = true;                        ///< false: only the passes of `reduce` are run (diff, measure)
   bool checks_finite = true;                 ///< refuse NaN and infinities in the inputs and in the result
+  bool finished = false;                     ///< written by an earlier run: passed over
   /// Earlier tensors of the walk that must be written before this one is read (because it reads what they write).
   std::vector<std::size_t> after;
   /// Filled by the method while planning and solving; one list a tensor, because several tensors are solved at once.
@@ -36,6 +37,9 @@ struct StreamTensor {
 
 /// Takes bytes [offset, offset + data.size()) of tensor number `tensor` of the walk. Called from many threads.
 using TensorWriter = std::function<void(std::size_t tensor, std::uint64_t offset, std::span<const std::byte> data)>;
+
+/// Told of each tensor that is completely written and good; its warnings are complete. One call at a time; must not take long.
+using TensorFinished = std::function<void(std::size_t tensor)>;
 
 /// What the stream did.
 struct StreamResult {
@@ -47,7 +51,8 @@ struct StreamResult {
 /// Walks the tensors in their order. Same bytes for any number of threads and any chunk size.
 /// Errors: those of reading and writing; corrupt for non-finite inputs or results (unless allowed), naming the tensor, the model and the count;
 /// out_of_memory when one tile cannot fit the budget, with both numbers; interrupted.
-StreamResult run_tensor_stream(std::vector<StreamTensor>& tensors, const TensorWriter& write, const JobOptions& options, const char* what);
+StreamResult run_tensor_stream(std::vector<StreamTensor>& tensors, const TensorWriter& write, const JobOptions& options, const char* what,
+                               const TensorFinished& finished = {});
 
 /// The memory that running this will take, for plans.
 [[nodiscard]] std::uint64_t estimate_stream_memory(const std::vector<StreamTensor>& tensors, const JobOptions& options);

@@ -19,6 +19,7 @@
 #include "checkpoint/json.h"
 #include "checkpoint/model_folder.h"
 #include "checkpoint/safetensors.h"
+#include "engine/checksum_check.h"
 #include "engine/model_config.h"
 #include "engine/tokenizer_summary.h"
 #include "math/convert.h"
@@ -87,6 +88,7 @@ class Verifier {
     read_payloads();
     check_config();
     check_companions();
+    check_sums();
     for (const auto& [code, count] : problems_of_code_)
       if (count > kMaxProblemsOfOneCode) note("{} further problems of the kind '{}' are not listed", count - kMaxProblemsOfOneCode, code);
     report_.ok = report_.problems.empty();
@@ -467,6 +469,14 @@ class Verifier {
            tokenizer.vocab_size);
   }
 
+  /// What was written is known where there is a list of checksums.
+  void check_sums() {
+    std::optional<engine::ChecksumCheck> found = engine::check_checksums(path_, options_);
+    if (!found) return;
+    for (VerifyProblem& one : found->problems) problem(std::move(one.code), std::move(one.file), std::move(one.tensor), std::move(one.message));
+    for (const std::string& text : found->notes) note("{}", text);
+  }
+
   void check_companions() {
     if (!folder_) return;
     for (const std::string& name : companion_files(*folder_)) {
@@ -506,7 +516,14 @@ VerifyReport verify(std::string_view model, const JobOptions& options) {
   try {
     return Verifier(model, options).run();
   } catch (const NotForUs& other) {
-    throw other.error;
+    // Not a model at all; unless it is known to have been one.
+    std::optional<engine::ChecksumCheck> found = engine::check_checksums(resolve_model(model).path, options);
+    if (!found || found->problems.empty()) throw other.error;
+    VerifyReport report;
+    report.ok = false;
+    report.problems = std::move(found->problems);
+    report.notes = std::move(found->notes);
+    return report;
   }
 }
 

@@ -42,7 +42,7 @@ std::map<std::string, std::vector<std::string>> declared_options() {
 TEST(Command, the_overview_names_every_command) {
   const CommandResult result = run_weft({"help"});
   EXPECT_EQ(result.status, 0);
-  for (const char* name : {"info", "verify", "diff", "measure", "convert", "merge", "methods", "help"})
+  for (const char* name : {"info", "verify", "diff", "measure", "convert", "merge", "jobs", "methods", "help"})
     EXPECT_NE(result.out.find(std::string("\n  ") + name + " "), std::string::npos) << name;
   EXPECT_EQ(run_weft({"--help"}).out, result.out);
 }
