@@ -29,7 +29,7 @@ def write_model(folder, seed):
     for i in range(40):
         rows = 4096 if i == 7 else 256
         data = rng.randbytes(rows * 1024 * 2).translate(small)
-        header[f"layers.{i:02}.weight"] = {"dtype": "BF16", "shape": [rows, 1024], "data_offsets": [at, at + len(data)]}
+        header[f"part_{i:02}.weight"] = {"dtype": "BF16", "shape": [rows, 1024], "data_offsets": [at, at + len(data)]}
         at += len(data)
         payload.append(data)
     text = json.dumps(header).encode()
