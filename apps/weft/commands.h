@@ -17,6 +17,7 @@ Command tokenize_command();
 Command forward_command();
 Command eval_command();
 Command generate_text_command();
+Command chat_command();
 Command methods_command();
 Command jobs_command();
 

@@ -162,6 +162,7 @@ std::vector<Command> all_commands() {
       forward_command(),
       eval_command(),
       generate_text_command(),
+      chat_command(),
       methods_command(),
       help_command(),
       generate_command(),

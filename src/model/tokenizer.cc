@@ -441,6 +441,7 @@ std::optional<std::uint32_t> Tokenizer::named_id(std::string_view name) const no
 
 const std::optional<Truncation>& Tokenizer::file_truncation() const noexcept { return impl_->truncation; }
 const std::optional<Padding>& Tokenizer::file_padding() const noexcept { return impl_->padding; }
+const std::string* Tokenizer::chat_template() const noexcept { return impl_->chat_template ? &*impl_->chat_template : nullptr; }
 const std::string& Tokenizer::kind() const noexcept { return impl_->kind; }
 
 std::string TokenStream::push(std::uint32_t id) {

@@ -108,6 +108,8 @@ class Tokenizer {
   /// What the tokenizer's file would cut and fill, if asked.
   [[nodiscard]] const std::optional<Truncation>& file_truncation() const noexcept;
   [[nodiscard]] const std::optional<Padding>& file_padding() const noexcept;
+  /// The chat template that came with the vocabulary (GGUF); null for none. Those of folders are read by read_chat_template.
+  [[nodiscard]] const std::string* chat_template() const noexcept;
   /// "BPE", "WordPiece", "WordLevel", "Unigram", "SentencePiece BPE", "SentencePiece Unigram".
   [[nodiscard]] const std::string& kind() const noexcept;
 

@@ -60,6 +60,7 @@ class Tokenizer::Impl {
   std::unique_ptr<TokenDecoder> decoder;
   std::unique_ptr<IdDecoder> id_decoder;  ///< instead of the decoder
   std::vector<NamedToken> named;
+  std::optional<std::string> chat_template;
   std::optional<Truncation> truncation;
   std::optional<Padding> padding;
 
