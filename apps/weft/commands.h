@@ -13,6 +13,7 @@ Command run_command();
 Command layershuffle_command();
 Command edit_command();
 Command edit_dump_command();
+Command edit_tokens_command();
 Command tokenize_command();
 Command forward_command();
 Command eval_command();

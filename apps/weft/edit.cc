@@ -2,11 +2,16 @@
 
 #include <fmt/format.h>
 
+#include <charconv>
+#include <cmath>
 #include <memory>
+#include <tuple>
 
+#include "base/text.h"
 #include "commands.h"
 #include "common.h"
 #include "result.h"
+#include "weft/tokens.h"
 
 namespace weft::app {
 namespace {
@@ -70,7 +75,105 @@ int run_dump(const DumpArguments& arguments) {
   return 0;
 }
 
+struct TokensArguments {
+  CommonOptions common;
+  std::string model;
+  std::string output;
+  TokensOptions tokens;
+};
+
+int run_tokens(const TokensArguments& arguments) {
+  Console console(arguments.common);
+  TokensOptions options = arguments.tokens;
+  console.fill(options);
+  const TokensReport report = edit_tokens(arguments.model, arguments.output, options);
+  console.finish();
+  if (arguments.common.json) {
+    Json::Array notes;
+    for (const std::string& note : report.notes) notes.emplace_back(note);
+    Json document = report_json(report, {});
+    document.set(report.dry_run ? "notes" : "details", report.dry_run ? Json(notes) : Json(Json::Object{{"notes", Json(notes)}}));
+    print_json(document);
+    return 0;
+  }
+  if (arguments.common.quiet && !report.dry_run) return 0;
+  if (report.dry_run)
+    print_plan(report, arguments.common);
+  else
+    print_summary(report, "edited the tokens of " + arguments.model);
+  for (const std::string& note : report.notes) std::printf("  %s\n", note.c_str());
+  return 0;
+}
+
+double number_argument(const std::string& text, const std::string& option) {
+  double value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || !std::isfinite(value))
+    throw Error(ErrorCode::invalid_argument, option + " takes a number, got '" + printable(text) + "'", {.key = option});
+  return value;
+}
+
 }  // namespace
+
+Command edit_tokens_command() {
+  auto arguments = std::make_shared<TokensArguments>();
+  Command command;
+  command.name = "edit tokens";
+  command.family = "Make";
+  command.summary = "give a model another vocabulary, or a smaller one";
+  command.synopsis = "MODEL OUT --tokenizer FROM | --resize N | --trim TEXT [OPTION]...";
+  command.description =
+      "--tokenizer transplants the tokenizer of another model, as mergekit-tokensurgeon does: tokens that both know keep their rows; a row for any "
+      "other is made of "
+      "the rows of shared tokens, combined as the other model's row is combined of its own. --resize changes the number of rows; new ones are the "
+      "mean of the others. "
+      "--trim removes the tokens that a text does not need; every text can still be encoded, that one to the same tokens.";
+  command.example = "weft edit tokens models/tiny-base out/german-words --tokenizer models/tiny-german --method subword --dry-run";
+  command.positional("MODEL", arguments->model, kModelHelp);
+  command.positional("OUT", arguments->output, "the folder to make");
+  TokensOptions& tokens = arguments->tokens;
+  command.group("What to do");
+  command.custom({"--tokenizer"}, "FROM", "the model whose tokenizer the result has", [&tokens](const std::string& text) { tokens.tokenizer = text; })
+      .kind = ValueKind::path;
+  command.custom({"--resize"}, "N", "rows of embedding and head", [&tokens](const std::string& text) {
+    if (text.empty() || text.size() > 18 || text.find_first_not_of("0123456789") != std::string::npos)
+      throw Error(ErrorCode::invalid_argument, "--resize takes a whole number, got '" + printable(text) + "'", {.key = "--resize"});
+    tokens.resize = std::stoull(text);
+  });
+  command.custom({"--trim"}, "TEXT", "a file of text whose tokens are kept", [&tokens](const std::string& text) { tokens.trim_text = text; }).kind =
+      ValueKind::path;
+  command.group("New rows");
+  Option& method = command.value({"-a", "--method"}, "METHOD", tokens.method, "how rows of unknown tokens are made");
+  method.kind = ValueKind::choice;
+  method.choices = {"omp", "common_interpolation", "subword", "mean", "zero", "randn"};
+  method.default_text = "omp";
+  command.number({"-k", "--k"}, tokens.k, "shared tokens that a row is made of (omp, common_interpolation)").default_text = "64";
+  command.flag({"--cosine"}, tokens.cosine, "nearest by angle instead of distance (common_interpolation)");
+  Option& weights = command.value({"--weights"}, "SCHEME", tokens.weights, "weights of the nearest (common_interpolation)");
+  weights.kind = ValueKind::choice;
+  weights.choices = {"distance_proportional", "barycentric", "least_squares"};
+  weights.default_text = "distance_proportional";
+  Option& subwords = command.value({"--subwords"}, "WAY", tokens.subwords, "how pieces make a row (subword)");
+  subwords.kind = ValueKind::choice;
+  subwords.choices = {"mean", "sum", "weighted_mean", "first_last"};
+  subwords.default_text = "mean";
+  for (auto& [name, target, help] : {std::tuple{"--prefix-match", &tokens.prefix_match, "unknown tokens take the row of their longest known prefix"},
+                                     std::tuple{"--byte-match", &tokens.byte_match, "tokens of one byte take the row of its other spelling"}}) {
+    Option& match = command.value({name}, "WHERE", *target, help);
+    match.kind = ValueKind::choice;
+    match.choices = {"no", "yes", "embed", "lm_head"};
+    match.default_text = "no";
+  }
+  command.custom({"--noise"}, "X", "add X times a normal number to new rows",
+                 [&tokens](const std::string& text) { tokens.noise = number_argument(text, "--noise"); });
+  command.custom({"--scale"}, "X", "multiply new rows by X", [&tokens](const std::string& text) { tokens.scale = number_argument(text, "--scale"); });
+  command.number({"--seed"}, arguments->common.seed, "of randn and noise").default_text = "0";
+  add_output_options(command, arguments->common);
+  add_job_options(command, arguments->common);
+  add_print_options(command, arguments->common);
+  command.run = [arguments] { return run_tokens(*arguments); };
+  return command;
+}
 
 Command edit_command() {
   auto arguments = std::make_shared<Arguments>();
@@ -87,7 +190,7 @@ Command edit_command() {
       "A PATTERN is a regular expression that is looked for anywhere in a name: ^ and $ tie it to the ends, a backslash takes a dot literally. One "
       "that matches "
       "nothing is an error. --dry-run shows what each operation would do.\n\n"
-      "'weft help edit dump' explains how a tensor is taken out as a NumPy array.";
+      "'weft help edit dump' explains how a tensor is taken out as a NumPy array, 'weft help edit tokens' how the vocabulary is changed.";
   command.example = "weft edit models/tiny-base out/tiny-short --layers 0:1 --cast norm=float32 --dry-run";
   command.positional("MODEL", arguments->model, kModelHelp);
   command.positional("OUT", arguments->output, "a folder or a file that does not exist");

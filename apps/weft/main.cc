@@ -158,6 +158,7 @@ std::vector<Command> all_commands() {
       layershuffle_command(),
       edit_command(),
       edit_dump_command(),
+      edit_tokens_command(),
       tokenize_command(),
       forward_command(),
       eval_command(),

@@ -14,4 +14,5 @@
 #include "weft/methods.h"
 #include "weft/moe.h"
 #include "weft/recipe.h"
+#include "weft/tokens.h"
 #include "weft/version.h"

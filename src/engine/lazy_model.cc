@@ -69,6 +69,7 @@ LazyModel open_lazy_model(std::string_view model) {
   const fs::path path = checkpoint->path();
   lazy.inputs = {checkpoint};
   lazy.input_paths = {path};
+  for (const std::string& adapter : adapt::split_adapters(model).adapters) lazy.input_paths.push_back(resolve_model(adapter).path);
   lazy.metadata = checkpoint->metadata();
   lazy.warnings.assign(checkpoint->warnings().begin(), checkpoint->warnings().end());
   for (const TensorInfo& tensor : checkpoint->tensors())

@@ -7,6 +7,7 @@
 #include <set>
 #include <utility>
 
+#include "adapt/folded_model.h"
 #include "base/file.h"
 #include "base/text.h"
 #include "checkpoint/model_folder.h"
@@ -117,11 +118,30 @@ class Runner {
 
   LazyModel plan(const engine::FoldStep& step, const fs::path&, RecipeStep& described) {
     described.summary = step.scale == 1 ? step.adapter : fmt::format("{} times {}", step.scale, step.adapter);
-    described.inputs.push_back(step.model);
-    if (results_.contains(step.model) || step.scale != 1)
-      throw Error(ErrorCode::unsupported, "adapters cannot be folded into the result of a step yet", {.key = described.name},
-                  "fold into a model, at scale 1, as the first step");
-    return engine::open_lazy_model(resolve_model(step.model, options_.transformers_cache).path.string() + "+" + step.adapter);
+    LazyModel lazy = model(step.model, described);
+    const fs::path path = resolve_model(step.adapter, options_.transformers_cache).path;
+    const auto adapter = std::make_shared<const adapt::Adapter>(adapt::open_adapter(path));
+    const std::shared_ptr<const Checkpoint> folded = adapt::fold_adapter(engine::checkpoint_of(lazy), adapter, {.scale = step.scale});
+    std::map<std::string, edit::Tensor> before;
+    for (edit::Tensor& tensor : lazy.parts.tensors) before.insert_or_assign(tensor.name, std::move(tensor));
+    lazy.parts.tensors.clear();
+    for (const TensorInfo& info : folded->tensors()) {
+      edit::Tensor tensor{info.name, {folded, &info}, {folded, &info}, {}, {}};
+      if (const auto old = before.find(info.name); old != before.end()) {
+        tensor.inputs = old->second.inputs;
+        tensor.steps = old->second.steps;
+      }
+      tensor.inputs.push_back(step.adapter);
+      tensor.steps.emplace_back("fold");
+      lazy.parts.tensors.push_back(std::move(tensor));
+    }
+    lazy.inputs.push_back(adapter->tensors);
+    lazy.input_paths.push_back(path);
+    if (lazy.parts.config) {
+      adapt::follow_in_config(*folded, *lazy.parts.config, lazy.warnings);
+      lazy.config_changed = true;
+    }
+    return lazy;
   }
 
   LazyModel plan(const engine::MergeConfig& config, const fs::path& output, RecipeStep& described) {

@@ -225,6 +225,34 @@ TEST_F(RecipeRun, a_chain_reads_every_byte_of_its_inputs_once_and_writes_the_res
   }
 }
 
+TEST(RecipeFold, a_chain_of_merge_fold_and_cast_reads_every_byte_once_and_equals_its_steps) {
+  const std::string models = WEFT_SOURCE_DIR "/tests/data/merge/models/";
+  TemporaryFolder folder;
+  const std::string merge =
+      "{merge_method: linear, models: [{model: " + models + "a, parameters: {weight: 0.25}}, {model: " + models + "b, parameters: {weight: 0.75}}]}";
+  CountingCalls calls;
+  RecipeOptions options;
+  options.threads = 2;
+  {
+    const ScopedSystemCalls scope(calls);
+    static_cast<void>(run_recipe("steps:\n- merge: " + merge + "\n- fold: {adapter: " + models + "lora-qv, scale: 1}\n- convert: float16\n", "r.yml",
+                                 folder / "out", options));
+  }
+  static_cast<void>(merge_models(merge, "c.yml", folder / "1"));
+  ConvertOptions f16;
+  f16.dtype = DType::f16;
+  static_cast<void>(convert((folder / "1").string() + "+" + models + "lora-qv", folder / "2", f16));
+  EXPECT_EQ(read_all(folder / "out"), read_all(folder / "2"));
+  for (const char* model : {"a", "b"}) {
+    const std::string file = models + model + "/model.safetensors";
+    const auto checkpoint = open_checkpoint(file);
+    const std::vector<int>& counts = calls.reads.at(file);
+    for (const TensorInfo& tensor : checkpoint->tensors())
+      for (std::uint64_t i = tensor.offset_bytes; i < tensor.offset_bytes + tensor.size_bytes; ++i)
+        ASSERT_EQ(i < counts.size() ? counts[i] : 0, 1) << model << " " << tensor.name << " byte " << i - tensor.offset_bytes;
+  }
+}
+
 TEST_F(RecipeRun, a_mistake_in_the_last_step_is_found_before_anything_is_read_or_written) {
   const std::string merge = linear(path("m1").string(), path("m2").string());
   CountingCalls calls;
