@@ -414,7 +414,7 @@ class FoldedCheckpoint final : public Checkpoint {
                               fmt::format("'{}' is stored as {}", printable(entry.source.tensor->name), to_string(entry.source.tensor->dtype)),
                               entry.source.tensor->name);
     }
-    if (options_.dtype && is_float && is_plain_float(tensor.dtype)) {
+    if (options_.dtype && is_float && is_plain_float(tensor.dtype) && (change || !options_.only_changed)) {
       tensor.dtype = *options_.dtype;
       tensor.size_bytes = checked_mul(tensor.num_elements, static_cast<std::uint64_t>(info(tensor.dtype).bits) / 8, "tensor");
     }

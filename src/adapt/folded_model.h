@@ -16,6 +16,7 @@ namespace weft::adapt {
 struct FoldOptions {
   double scale = 1;                       ///< how far to go from the model (0) to the folded one (1)
   std::optional<DType> dtype = {};        ///< of all floating tensors; absent: as the model has them
+  bool only_changed = false;              ///< dtype is for the tensors that the adapter changes; the others stay as they are
   bool residual_base = false;             ///< the model is the residual that PiSSA, OLoRA and their like leave, not the original
   std::uint64_t cache_bytes = 256 << 20;  ///< of factors kept between reads; those in use are kept beyond it
 };

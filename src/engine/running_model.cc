@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <utility>
 
+#include "adapt/folded_model.h"
 #include "base/budget.h"
 #include "base/text.h"
+#include "checkpoint/model_folder.h"
 #include "engine/model_config.h"
 #include "model/vocabulary.h"
 #include "weft/error.h"
@@ -15,7 +17,13 @@ namespace weft::engine {
 
 ModelFiles open_model_files(std::string_view model) {
   ModelFiles files;
-  files.checkpoint = open_checkpoint(model);
+  const adapt::ModelWithAdapters parts = adapt::split_adapters(model);
+  files.checkpoint = open_checkpoint(parts.model);
+  // What an adapter adds is often less than a step of the model's type: it counts in full here, where nothing is stored.
+  for (const std::string& adapter : parts.adapters)
+    files.checkpoint =
+        adapt::fold_adapter(std::move(files.checkpoint), std::make_shared<const adapt::Adapter>(adapt::open_adapter(resolve_model(adapter).path)),
+                            {.dtype = DType::f32, .only_changed = true});
   const std::filesystem::path path = files.checkpoint->path();
   std::optional<Json> config;
   if (const auto folder = folder_of_model(path)) {
@@ -26,6 +34,7 @@ ModelFiles open_model_files(std::string_view model) {
     throw Error(ErrorCode::not_found, "there is no config.json beside the weights, which says how they run", {.file = path.string()},
                 "name the model's folder");
   files.config = std::move(*config);
+  adapt::follow_in_config(*files.checkpoint, files.config, files.warnings);
   return files;
 }
 
@@ -36,6 +45,7 @@ RunningModel::RunningModel(std::string_view model, const RunOptions& options) : 
                                                                     .memory_bytes = options.memory_bytes,
                                                                     .allow_non_finite = options.allow_non_finite});
   for (const std::string& warning : files_.checkpoint->warnings()) warn(warning);
+  for (const std::string& warning : files_.warnings) warn(warning);
   for (const std::string& warning : network_->warnings()) warn(warning);
 }
 

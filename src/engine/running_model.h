@@ -20,8 +20,9 @@ struct ModelFiles {
   std::shared_ptr<const Checkpoint> checkpoint;
   std::filesystem::path folder;  ///< of config.json
   Json config;
+  std::vector<std::string> warnings;
 };
-/// Errors: not_found without a config.json, corrupt, unsupported.
+/// MODEL, or MODEL+ADAPTER with the changed tensors in float32. Errors: not_found without a config.json, corrupt, unsupported.
 [[nodiscard]] ModelFiles open_model_files(std::string_view model);
 
 class RunningModel {

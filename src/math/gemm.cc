@@ -207,29 +207,35 @@ void plain_nn(std::size_t m, std::size_t n, std::size_t k, const float* a, std::
 }
 
 void sgemm(char transposed_b, std::size_t m, std::size_t n, std::size_t k, const float* a, std::size_t lda, const float* b, std::size_t ldb,
-           float* out, std::size_t ldo) {
+           float* out, std::size_t ldo, Sum sum) {
   const Library& library = Library::get();
   library.one_thread();
   const auto dim = [](std::size_t value) { return static_cast<dnnl_dim_t>(value); };
-  check(library.dnnl_sgemm('N', transposed_b, dim(m), dim(n), dim(k), 1.0F, a, dim(lda), b, dim(ldb), 0.0F, out, dim(ldo)), "multiply");
+  check(library.dnnl_sgemm('N', transposed_b, dim(m), dim(n), dim(k), 1.0F, a, dim(lda), b, dim(ldb), sum == Sum::add ? 1.0F : 0.0F, out, dim(ldo)),
+        "multiply");
 }
 
 }  // namespace
 
 void gemm_nt(std::size_t m, std::size_t n, std::size_t k, const float* a, std::size_t lda, const float* b, std::size_t ldb, float* out,
-             std::size_t ldo) {
-  if (m == 0 || n == 0) return;
-  if (Library::get().handle != nullptr && k > 0)
-    sgemm('T', m, n, k, a, lda, b, ldb, out, ldo);
-  else
+             std::size_t ldo, Sum sum) {
+  if (m == 0 || n == 0 || (k == 0 && sum == Sum::add)) return;
+  if (Library::get().handle != nullptr && k > 0) {
+    sgemm('T', m, n, k, a, lda, b, ldb, out, ldo, sum);
+  } else if (sum == Sum::replace) {
     plain_nt(m, n, k, a, lda, b, ldb, out, ldo);
+  } else {
+    std::vector<float> product(m * n);
+    plain_nt(m, n, k, a, lda, b, ldb, product.data(), n);
+    for (std::size_t i = 0; i < m; ++i) add_to(product.data() + i * n, out + i * ldo, n);
+  }
 }
 
 void gemm_nn(std::size_t m, std::size_t n, std::size_t k, const float* a, std::size_t lda, const float* b, std::size_t ldb, float* out,
              std::size_t ldo) {
   if (m == 0 || n == 0) return;
   if (Library::get().handle != nullptr && k > 0)
-    sgemm('N', m, n, k, a, lda, b, ldb, out, ldo);
+    sgemm('N', m, n, k, a, lda, b, ldb, out, ldo, Sum::replace);
   else
     plain_nn(m, n, k, a, lda, b, ldb, out, ldo);
 }

@@ -8,9 +8,11 @@
 // unit of work.
 namespace weft::math {
 
+enum class Sum : std::uint8_t { replace, add };  ///< what becomes of what stands in out
+
 /// out[i, j] = sum_k a[i, k] b[j, k]. a: [m, k], b: [n, k], out: [m, n]; rows are lda, ldb, ldo elements apart.
 void gemm_nt(std::size_t m, std::size_t n, std::size_t k, const float* a, std::size_t lda, const float* b, std::size_t ldb, float* out,
-             std::size_t ldo);
+             std::size_t ldo, Sum sum = Sum::replace);
 /// out[i, j] = sum_k a[i, k] b[k, j]. b: [k, n].
 void gemm_nn(std::size_t m, std::size_t n, std::size_t k, const float* a, std::size_t lda, const float* b, std::size_t ldb, float* out,
              std::size_t ldo);

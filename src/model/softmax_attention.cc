@@ -14,6 +14,7 @@ namespace {
 /// Scores of one unit of work: bounded, so that long contexts cost time and not memory.
 constexpr std::size_t kScoresAtOnce = std::size_t{1} << 20;
 constexpr std::size_t kMostQueries = 64;
+constexpr std::size_t kFewProducts = 200'000;
 
 /// Keys and values of one key head, as rows one behind the other.
 struct HeadCache {
@@ -96,21 +97,32 @@ class SoftmaxAttention final : public Mixer {
       std::size_t run, key_head, first, last;
     };
     std::vector<Unit> units;
+    std::size_t products = 0;
     for (std::size_t r = 0; r < runs.size(); ++r) {
       Cache& cache = static_cast<Cache&>(*runs[r].state);
       cache.begin(runs[r].num_tokens);
       const auto keys = static_cast<std::size_t>(cache.end() - cache.first());
       const std::size_t queries = std::clamp<std::size_t>(kScoresAtOnce / std::max<std::size_t>(keys * group_, 1), 1, kMostQueries);
+      products += runs[r].num_tokens * keys * o_.heads * o_.head_dim;
       for (std::size_t h = 0; h < o_.key_heads; ++h)
         for (std::size_t t = 0; t < runs[r].num_tokens; t += queries) units.push_back({r, h, t, std::min(t + queries, runs[r].num_tokens)});
     }
-    team.for_each(runs.size() * o_.key_heads, [&](std::size_t unit, int) {
+    const auto append = [&](std::size_t unit, int) {
       static_cast<Cache&>(*runs[unit / o_.key_heads].state).append(unit % o_.key_heads, runs[unit / o_.key_heads]);
-    });
-    team.for_each(units.size(), [&](std::size_t unit, int) {
+    };
+    const auto work = [&](std::size_t unit, int) {
       const Unit& u = units[unit];
       attend(runs[u.run], u.key_head, u.first, u.last, u.run, tap);
-    });
+    };
+    const auto each = [&](std::size_t count, const auto& body) {
+      // Waking threads costs microseconds, as much as some ten thousand products.
+      if (products > kFewProducts)
+        team.for_each(count, body);
+      else
+        for (std::size_t unit = 0; unit < count; ++unit) body(unit, 0);
+    };
+    each(runs.size() * o_.key_heads, append);
+    each(units.size(), work);
     if (!o_.causal)
       for (const MixerRun& run : runs) static_cast<Cache&>(*run.state).clear();
   }

@@ -21,6 +21,9 @@ namespace {
 constexpr std::align_val_t kLine{64};
 /// Up to here rows of x go through the weights together; from here on a GEMM is faster.
 constexpr std::size_t kFewRows = 6;
+/// A tile of weights, decoded, stays in the second-level cache.
+constexpr std::size_t kTileRows = 128;
+constexpr std::size_t kTileColumns = 2048;
 constexpr std::size_t kReadBytes = std::size_t{4} << 20;
 
 std::size_t bytes_of(DType dtype, std::size_t count) { return count * static_cast<std::size_t>(info(dtype).bits) / 8; }
@@ -66,8 +69,8 @@ void apply_linear(const Linear& linear, const float* x, std::size_t x_stride, st
     return;
   }
 
-  // A tile of weights, decoded, should stay in the second-level cache. Tiles do not depend on the number of threads.
-  const std::size_t tile = std::clamp<std::size_t>((std::size_t{1} << 18) / std::max<std::size_t>(k, 1) / 16 * 16, 16, 256);
+  // Tiles do not depend on the number of threads.
+  const std::size_t tile = kTileRows;
   const std::size_t num_tiles = (n + tile - 1) / tile;
   if (precision == Precision::fast && linear.dtype == DType::bf16 && math::prefers_bf16_products()) {
     std::vector<std::uint16_t> rounded(num_rows * k);
@@ -87,14 +90,22 @@ void apply_linear(const Linear& linear, const float* x, std::size_t x_stride, st
   team.for_each(num_tiles, [&](std::size_t unit, int) {
     const std::size_t first = unit * tile;
     const std::size_t count = std::min(tile, n - first);
-    const float* weights = reinterpret_cast<const float*>(linear.weight.data()) + first * k;
     thread_local std::vector<float> decoded;
-    if (linear.dtype != DType::f32) {
-      decoded.resize(count * k);
-      decode_rows(linear, first, count, decoded.data());
-      weights = decoded.data();
+    for (std::size_t begin = 0; begin < k; begin += kTileColumns) {
+      const std::size_t width = std::min(kTileColumns, k - begin);
+      const float* weights = reinterpret_cast<const float*>(linear.weight.data()) + first * k + begin;
+      std::size_t weights_stride = k;
+      if (linear.dtype != DType::f32) {
+        decoded.resize(count * width);
+        for (std::size_t r = 0; r < count; ++r)
+          math::decode(linear.dtype, {linear.weight.data() + (first + r) * row_bytes + bytes_of(linear.dtype, begin), bytes_of(linear.dtype, width)},
+                       {decoded.data() + r * width, width});
+        weights = decoded.data();
+        weights_stride = width;
+      }
+      math::gemm_nt(num_rows, count, width, x + begin, x_stride, weights, weights_stride, out + first, out_stride,
+                    begin == 0 ? math::Sum::replace : math::Sum::add);
     }
-    math::gemm_nt(num_rows, count, k, x, x_stride, weights, k, out + first, out_stride);
     add_bias(first, count);
   });
 }

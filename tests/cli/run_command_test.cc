@@ -41,6 +41,14 @@ std::string some_text(int words) {
   return text;
 }
 
+/// MODEL or MODEL+ADAPTER of a run in the golden index.
+std::string zoo_model(const Json& run) {
+  std::string name = (kShared / "zoo" / golden_text(run, "model")).string();
+  if (const Json* adapter = run.find("adapter"); adapter != nullptr && adapter->string() != nullptr)
+    name += "+" + (kShared / "zoo" / *adapter->string()).string();
+  return name;
+}
+
 TEST(ForwardCommand, logits_have_a_row_for_each_token_of_each_line) {
   const TemporaryFolder folder;
   const std::string ids = write_file(folder / "ids.jsonl", "[5, 6, 7]\n{\"ids\": [8]}\n");
@@ -140,16 +148,15 @@ TEST(EvalCommand, perplexity_follows_the_protocol_of_the_reference) {
   if (!fs::exists(golden)) GTEST_SKIP() << "no golden data";
   const Json index = read_json_file(golden);
   for (const Json& run : *index.find("perplexity")->array()) {
-    if (run.find("adapter")->string() != nullptr) continue;
     const std::string name = golden_text(run, "name");
     SCOPED_TRACE(name + " " + golden_text(run, "text") + " " + std::to_string(golden_number(run, "stride", 0)));
     // All windows of the smallest model, the first few of the others, which take longer.
     const bool whole = name == "tiny-base";
     const auto windows = static_cast<std::size_t>(whole ? golden_number(run, "windows", 0) : 2);
-    const Json got = json_of(run_weft(
-        {"eval", (kShared / "zoo" / golden_text(run, "model")).string(), "--text", (kShared / "zoo/text/held" / golden_text(run, "text")).string(),
-         "--window", std::to_string(static_cast<int>(golden_number(run, "window", 0))), "--stride",
-         std::to_string(static_cast<int>(golden_number(run, "stride", 0))), "--windows", std::to_string(windows), "--json"}));
+    const Json got =
+        json_of(run_weft({"eval", zoo_model(run), "--text", (kShared / "zoo/text/held" / golden_text(run, "text")).string(), "--window",
+                          std::to_string(static_cast<int>(golden_number(run, "window", 0))), "--stride",
+                          std::to_string(static_cast<int>(golden_number(run, "stride", 0))), "--windows", std::to_string(windows), "--json"}));
     const Json& text = got.find("texts")->array()->front();
     const Json::Array& got_windows = *text.find("window_nll")->array();
     const Json::Array& want_windows = *run.find("window_nll")->array();
@@ -270,11 +277,10 @@ TEST(GenerateCommand, greedy_tokens_are_those_of_the_reference) {
   const TemporaryFolder folder;
   const Json index = read_json_file(golden / "index.json");
   for (const Json& run : *index.find("zoo")->array()) {
-    if (run.find("adapter")->string() != nullptr) continue;
     std::string lines;
     for (const Json& prompt : *run.find("prompts")->array()) lines += "{\"ids\": " + write_json(*prompt.find("ids")) + "}\n";
-    const CommandResult result = run_weft({"generate", (kShared / "zoo" / golden_text(run, "model")).string(), "--ids",
-                                           write_file(folder / "ids", lines), "--greedy", "--max-tokens", "16", "--ignore-end"});
+    const CommandResult result =
+        run_weft({"generate", zoo_model(run), "--ids", write_file(folder / "ids", lines), "--greedy", "--max-tokens", "16", "--ignore-end"});
     ASSERT_EQ(result.status, 0) << result.err;
     std::istringstream out(result.out);
     std::string line;
