@@ -35,4 +35,8 @@ say '5. How far did the second go from the base, and is every byte of it sound?'
 show diff models/tiny-base "$out/ties"
 show verify "$out/ties"
 
+say '6. Does it still read and write? Perplexity beside the base, and a few words.'
+show eval "$out/ties" --against models/tiny-base --text README.md --window 128 --windows 8
+show generate "$out/ties" --prompt 'In the beginning' --max-tokens 40
+
 say 'The results are in demo-out/. Next: weft methods, weft help merge, examples/README.md.'
