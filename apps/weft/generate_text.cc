@@ -23,6 +23,8 @@ struct Arguments {
   Sampling sampling;
   bool samples = false;  ///< any of the sampling options was given
   bool no_special = false;
+  bool chat = false;
+  std::string system;
 };
 
 /// An option with a real number.
@@ -53,6 +55,10 @@ int run_generate(const Arguments& arguments) {
   if (arguments.has_prompt == !arguments.ids.empty())
     throw Error(ErrorCode::invalid_argument, arguments.has_prompt ? "both --prompt and --ids are given" : "there is no prompt", {.key = "--prompt"},
                 "give one of --prompt TEXT and --ids FILE");
+  if (arguments.chat && !arguments.ids.empty())
+    throw Error(ErrorCode::invalid_argument, "--chat needs the text of a message, not ids", {.key = "--chat"}, "give --prompt TEXT");
+  if (!arguments.system.empty() && !arguments.chat)
+    throw Error(ErrorCode::invalid_argument, "--system belongs to a chat", {.key = "--system"}, "give --chat too");
   GenerateOptions options = arguments.options;
   fill_running(console, arguments.running, options);
   options.on_progress = nullptr;
@@ -68,7 +74,8 @@ int run_generate(const Arguments& arguments) {
   if (!arguments.ids.empty()) lines = read_id_lines(arguments.ids);
   Generator generator(with_overlays(arguments.model, arguments.running), options);
   if (lines.empty()) {
-    const Generated generated = generator.generate(arguments.prompt, !arguments.no_special);
+    const Generated generated =
+        arguments.chat ? generator.answer(arguments.prompt, arguments.system) : generator.generate(arguments.prompt, !arguments.no_special);
     console.finish();
     if (common.json) {
       print_json(generated_json(generated));
@@ -114,6 +121,8 @@ Command generate_text_command() {
     target->has_prompt = true;
   });
   command.path({"--ids"}, "FILE", arguments->ids, R"(prompts as token ids: a JSON array, or {"ids": [...]}, a line)");
+  command.flag({"--chat"}, arguments->chat, "the prompt is a message, written as the model's chat template does");
+  command.value({"--system"}, "TEXT", arguments->system, "what stands before the message of a chat, as the system's");
   command.flag({"--no-special"}, arguments->no_special, "do not put the tokenizer's special tokens before the prompt");
   command.group("Choosing tokens");
   command.flag({"--greedy"}, arguments->options.greedy, "always the likeliest");

@@ -50,6 +50,9 @@ class WEFT_API Generator {
   /// Continues a text (special_tokens: with those that the tokenizer puts before a text), or tokens. Errors: invalid_argument for an empty prompt.
   [[nodiscard]] Generated generate(std::string_view prompt, bool special_tokens = true);
   [[nodiscard]] Generated generate(std::span<const std::uint32_t> ids);
+  /// Answers a message, written as the model's chat template does; system: what stands before it, empty for nothing. Errors: not_found without a template,
+  /// those of the template.
+  [[nodiscard]] Generated answer(std::string_view message, std::string_view system = {});
   [[nodiscard]] std::span<const std::string> warnings() const noexcept;
 
  private:

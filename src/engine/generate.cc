@@ -10,7 +10,9 @@
 
 #include "base/file.h"
 #include "engine/running_model.h"
+#include "model/chat_template.h"
 #include "model/sampler.h"
+#include "model/vocabulary.h"
 #include "weft/error.h"
 
 namespace weft {
@@ -192,6 +194,26 @@ Generated Generator::generate(std::string_view prompt, bool special_tokens) {
   if (ids.empty()) throw Error(ErrorCode::invalid_argument, "the prompt is empty", {.key = "--prompt"}, "give it some text");
   return state_->generate(ids);
 }
+Generated Generator::answer(std::string_view message, std::string_view system) {
+  const std::filesystem::path& folder = state_->running.files().folder;
+  const model::Tokenizer& tokenizer = state_->running.tokenizer("a chat");
+  const std::optional<model::ChatTemplate> own = model::read_chat_template(folder);
+  if (!own && tokenizer.chat_template() == nullptr)
+    throw Error(ErrorCode::not_found, "the model has no chat template", {.file = folder.string()}, "give a plain prompt, without --chat");
+  Json::Array messages;
+  const auto say = [&messages](const char* role, std::string_view text) {
+    messages.emplace_back(Json::Object{{"role", Json(role)}, {"content", Json(text)}});
+  };
+  if (!system.empty()) say("system", system);
+  say("user", message);
+  Json variables(
+      Json::Object{{"messages", Json(std::move(messages))}, {"add_generation_prompt", Json(true)}, {"tools", Json()}, {"documents", Json()}});
+  for (const model::NamedToken& token : tokenizer.named_tokens())
+    if (variables.find(token.name) == nullptr) variables.set(token.name, Json(token.token));
+  // The template has written the special tokens itself.
+  return generate(model::ChatRenderer(own ? own->text : *tokenizer.chat_template(), folder).render(variables), false);
+}
+
 Generated Generator::generate(std::span<const std::uint32_t> ids) { return state_->generate(ids); }
 std::span<const std::string> Generator::warnings() const noexcept { return state_->running.warnings(); }
 

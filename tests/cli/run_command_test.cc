@@ -319,6 +319,26 @@ TEST(GenerateCommand, a_stop_text_ends_the_text_before_it) {
   EXPECT_EQ(golden_text(cut, "finish_reason"), "stop");
 }
 
+TEST(GenerateCommand, a_chat_is_what_the_template_writes_before_the_answer) {
+  const TemporaryFolder folder;
+  const fs::path model = folder / "model";
+  fs::create_directory(model);
+  for (const char* name : {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"})
+    fs::copy_file(fs::path(kModel) / name, model / name);
+  const CommandResult without = run_weft({"generate", model.string(), "--prompt", "hello", "--chat"});
+  EXPECT_EQ(without.status, 2);
+  EXPECT_NE(without.err.find("no chat template"), std::string::npos) << without.err;
+  write_file(model / "chat_template.jinja",
+             "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}{% if add_generation_prompt %}answer:{% endif %}");
+  const std::vector<std::string> rest = {"--max-tokens", "6", "--greedy", "--json"};
+  const auto ids = [&](std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), {"generate", model.string()});
+    arguments.insert(arguments.end(), rest.begin(), rest.end());
+    return write_json(*json_of(run_weft(arguments)).find("ids"));
+  };
+  EXPECT_EQ(ids({"--prompt", "hello", "--chat", "--system", "be brief"}), ids({"--prompt", "system: be brief user: hello answer:", "--no-special"}));
+}
+
 TEST(GenerateCommand, nonsense_is_refused_before_anything_runs) {
   EXPECT_EQ(run_weft({"generate", kModel}).status, 2);
   for (const auto& [option, value] : {std::pair("--temperature", "-1"), std::pair("--top-p", "0"), std::pair("--min-p", "2"),
