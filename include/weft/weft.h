@@ -1,5 +1,6 @@
 #pragma once
 // The whole public interface.
+#include "weft/adapter.h"
 #include "weft/checkpoint.h"
 #include "weft/dtype.h"
 #include "weft/edit.h"
