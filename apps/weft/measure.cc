@@ -233,33 +233,155 @@ void print_model(const MeasuredModel& model, const Arguments& arguments) {
                     .c_str());
 }
 
-void print_comparison(const ModelComparison& comparison) {
-  std::printf("\n%s\n",
-              paint(stdout, Style::bold,
-                    comparison.kind == "pair"   ? fmt::format("{} against {}", printable(comparison.models.front()), printable(comparison.base))
-                    : comparison.kind == "path" ? fmt::format("{} to {}", printable(comparison.base), printable(comparison.models.front()))
-                                                : fmt::format("{} models{}", comparison.models.size(),
-                                                              comparison.base.empty() ? "" : " as task vectors on " + printable(comparison.base)))
-                  .c_str());
-  Table table({Align::left, Align::right});
-  for (const auto& [name, value] : comparison.total.values) table.row({name, short_number(value)});
+double total_of(const ModelComparison& comparison, const std::string& name) {
+  const double* value = comparison.total.find(name);
+  return value == nullptr ? 0 : *value;
+}
+
+/// A line for each kind of layer.
+void print_pair(const ModelComparison& pair) {
+  std::printf("\n%s\n", paint(stdout, Style::bold, printable(pair.models.front()) + " against " + printable(pair.base)).c_str());
+  std::vector<std::pair<std::string, std::vector<const MeasuredTensor*>>> kinds;
+  for (const MeasuredTensor& tensor : pair.tensors) {
+    const std::string kind = kind_of(tensor);
+    auto found = std::find_if(kinds.begin(), kinds.end(), [&kind](const auto& each) { return each.first == kind; });
+    if (found == kinds.end()) found = kinds.insert(kinds.end(), {kind, {}});
+    found->second.push_back(&tensor);
+  }
+  Table table({Align::left, Align::right, Align::right, Align::right, Align::right, Align::right, Align::right});
+  table.header({"kind", "", "changed", "relative", "cosine", "rank of 99 %", "intruders"});
+  for (const auto& [kind, tensors] : kinds) {
+    double changed = 0, elements = 0, intruders = 0;
+    bool looked = false;
+    for (const MeasuredTensor* tensor : tensors) {
+      const auto add = [tensor](const char* name, double& sum) {
+        const double* value = tensor->measures.find(name);
+        if (value != nullptr) sum += *value;
+        return value != nullptr;
+      };
+      (void)add("changed.changed", changed);
+      (void)add("changed.elements", elements);
+      looked = add("intruders.count_left.0.5", intruders) || looked;
+    }
+    table.row({kind, std::to_string(tensors.size()), elements > 0 ? fmt::format("{:.1f} %", 100 * changed / elements) : "-",
+               range_text(tensors, "difference.relative"), range_text(tensors, "difference.cos"), range_text(tensors, "difference.energy_rank.0.99"),
+               looked ? short_number(intruders) : "-"});
+  }
+  table.print(stdout, 2);
+  if (pair.total.find("intruders.count_left.0.5") != nullptr)
+    std::printf(
+        "  %s\n",
+        paint(stdout, Style::dim,
+              fmt::format("{:.0f} intruders (of the 10 strongest directions, largest cosine with the base below 0.5), {:.0f} of them outside of "
+                          "the base's top 30",
+                          total_of(pair, "intruders.count_left.0.5"), total_of(pair, "intruders.outside_subspace")))
+            .c_str());
+}
+
+/// Cosines between task vectors.
+void print_set(const ModelComparison& set) {
+  std::printf("\n%s\n", paint(stdout, Style::bold, "task vectors on " + printable(set.base)).c_str());
+  std::vector<Align> aligns(set.models.size() + 2, Align::right);
+  aligns[1] = Align::left;
+  Table table(aligns);
+  std::vector<std::string> header = {"", "cosine"};
+  for (std::size_t j = 0; j < set.models.size(); ++j) header.push_back(std::to_string(j + 1));
+  table.header(header);
+  for (std::size_t i = 0; i < set.models.size(); ++i) {
+    std::vector<std::string> cells = {std::to_string(i + 1), printable(set.models[i])};
+    for (std::size_t j = 0; j < set.models.size(); ++j) {
+      const double* cosine = set.total.find(fmt::format("task_vectors.cosine.all tensors.{}.{}", i, j));
+      cells.push_back(cosine == nullptr ? "-" : fmt::format("{:.3f}", *cosine));
+    }
+    table.row(std::move(cells));
+  }
+  table.print(stdout, 2);
+  const double changed = total_of(set, "task_vectors.signs.changed_by_two_or_more");
+  if (changed > 0)
+    std::printf("  %s\n", paint(stdout, Style::dim,
+                                fmt::format("of the elements that two or more changed, {:.1f} % are raised by one and lowered by another",
+                                            100 * total_of(set, "task_vectors.signs.conflicting") / changed))
+                              .c_str());
+}
+
+void print_widths(const ModelComparison& widths) {
+  std::printf("\n%s\n", paint(stdout, Style::bold, "largest singular value from the narrowest to the widest model").c_str());
+  Table table({Align::left, Align::right, Align::right});
+  table.header({"kind", "ratio", "exponent"});
+  for (const auto& [name, value] : widths.total.values) {
+    constexpr std::string_view kPrefix = "scaling.s1_ratio.";
+    if (!name.starts_with(kPrefix)) continue;
+    const std::string kind = name.substr(kPrefix.size());
+    table.row({kind, short_number(value), short_number(total_of(widths, "scaling.exponent." + kind))});
+  }
   table.print(stdout, 2);
 }
 
-void print_report(const MeasureReport& report, const Arguments& arguments) {
-  bool first = true;
-  for (const MeasuredModel& model : report.models) {
-    if (!first) std::printf("\n");
-    first = false;
-    print_model(model, arguments);
+/// The same measure of each kind along a set of models of one signature: medians.
+void print_trajectories(const MeasureReport& report) {
+  const auto median = [](const MeasuredModel& model, const std::string& kind, const char* measure) {
+    std::vector<double> values;
+    for (const MeasuredTensor& tensor : model.tensors)
+      if (kind_of(tensor) == kind)
+        if (const double* value = tensor.measures.find(measure)) values.push_back(*value);
+    if (values.empty()) return std::string("-");
+    std::sort(values.begin(), values.end());
+    const std::size_t half = values.size() / 2;
+    return short_number(values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2);
+  };
+  std::vector<std::string> kinds;
+  for (const MeasuredTensor& tensor : report.models.front().tensors)
+    if (tensor.shape.size() >= 2 && std::find(kinds.begin(), kinds.end(), kind_of(tensor)) == kinds.end()) kinds.push_back(kind_of(tensor));
+  std::printf("%s\n", paint(stdout, Style::bold, fmt::format("{} models of one signature", report.models.size())).c_str());
+  for (std::size_t m = 0; m < report.models.size(); ++m) {
+    std::string changed;
+    for (const ModelComparison& comparison : report.comparisons)
+      if (comparison.kind == "path" && comparison.models.front() == report.models[m].path && comparison.total.find("changed.share") != nullptr)
+        changed = fmt::format(", {:.1f} % of the elements changed", 100 * total_of(comparison, "changed.share"));
+    std::printf("  %zu  %s%s\n", m + 1, printable(report.models[m].path).c_str(), changed.c_str());
   }
-  for (const ModelComparison& comparison : report.comparisons) print_comparison(comparison);
+  for (const Column& column : kColumns) {
+    std::vector<Align> aligns(report.models.size() + 1, Align::right);
+    aligns[0] = Align::left;
+    Table table(aligns);
+    std::vector<std::string> header = {column.title};
+    for (std::size_t m = 0; m < report.models.size(); ++m) header.push_back(std::to_string(m + 1));
+    table.header(header);
+    bool any = false;
+    for (const std::string& kind : kinds) {
+      std::vector<std::string> cells = {kind};
+      for (const MeasuredModel& model : report.models) cells.push_back(median(model, kind, column.measure));
+      any = any || std::any_of(cells.begin() + 1, cells.end(), [](const std::string& cell) { return cell != "-"; });
+      table.row(std::move(cells));
+    }
+    if (!any) continue;
+    std::printf("\n");
+    table.print(stdout, 2);
+  }
+}
+
+void print_report(const MeasureReport& report, const Arguments& arguments) {
+  const bool path = std::any_of(report.comparisons.begin(), report.comparisons.end(), [](const ModelComparison& c) { return c.kind == "path"; });
+  if (path && report.models.size() > 2 && !arguments.common.verbose) {
+    print_trajectories(report);
+  } else {
+    for (std::size_t m = 0; m < report.models.size(); ++m) {
+      if (m > 0) std::printf("\n");
+      print_model(report.models[m], arguments);
+    }
+  }
+  for (const ModelComparison& comparison : report.comparisons) {
+    if (comparison.kind == "pair") print_pair(comparison);
+    if (comparison.kind == "set") print_set(comparison);
+    if (comparison.kind == "widths") print_widths(comparison);
+  }
   if (report.findings.empty()) return;
   std::printf("\n%s\n", paint(stdout, Style::bold, "findings").c_str());
   for (const MeasureFinding& finding : report.findings) {
     const Style style = finding.severity == "problem" ? Style::red : finding.severity == "warning" ? Style::yellow : Style::dim;
-    std::printf("  %s %s\n", paint(stdout, style, finding.severity + ":").c_str(),
-                wrap(printable(finding.where, 120) + ": " + finding.what + " (" + finding.evidence + ")", terminal_width(stdout), 4).c_str());
+    std::printf(
+        "  %s %s\n", paint(stdout, style, finding.severity + ":").c_str(),
+        wrap(printable(finding.where, 300) + ": " + finding.what + " (" + printable(finding.evidence, 300) + ")", terminal_width(stdout), 4).c_str());
   }
 }
 

@@ -95,16 +95,21 @@ class Collector {
 
   template <typename Say>
   void tell(Rule rule, const std::string& model, const Hits& hits, Worst worst, Say&& say) {
+    if (hits.kinds.empty()) return;
+    std::string where;
+    std::size_t count = 0;
+    auto extreme = hits.kinds.begin()->second.front();
     for (const auto& [kind, tensors] : hits.kinds) {
       std::set<int> blocks;
-      auto extreme = tensors.front();
       for (const auto& hit : tensors) {
+        ++count;
         if (hit.first->block >= 0) blocks.insert(hit.first->block);
         if (worst == Worst::most ? hit.second > extreme.second : hit.second < extreme.second) extreme = hit;
       }
-      const std::string layers = blocks.empty() ? kind : fmt::format("{} of layer{} {}", kind, blocks.size() > 1 ? "s" : "", ranges_text(blocks));
-      add(rule, say(tensors.size()), model + ": " + layers, evidence(extreme, tensors.size()));
+      where += where.empty() ? "" : "; ";
+      where += blocks.empty() ? kind : fmt::format("{} of layer{} {}", kind, blocks.size() > 1 ? "s" : "", ranges_text(blocks));
     }
+    add(rule, say(count), model + ": " + where, evidence(extreme, count));
   }
   void add(Rule rule, std::string what, std::string where, std::string evidence) {
     out_.push_back({kRules[rule].severity, std::move(what), std::move(where), std::move(evidence)});
@@ -160,7 +165,10 @@ void model_findings(const MeasuredModel& model, Collector& collect) {
     }
     if (n > 0 && tensor.shape.size() >= 2 && value_or(m, "moments.zero", 0) / n > kRules[kSparse].threshold)
       sparse.add(tensor, value_or(m, "moments.zero", 0) / n);
-    if (const double* below = get("storage.below_noise"); below != nullptr && short_side > 0 && *below / short_side > kRules[kUnderNoise].threshold)
+    // Directions that are not there at all are another finding.
+    const bool full_rank = value_or(m, "ranks.numerical_rank", 0) >= short_side;
+    if (const double* below = get("storage.below_noise");
+        below != nullptr && full_rank && short_side > 0 && *below / short_side > kRules[kUnderNoise].threshold)
       noise.add(tensor, *below / short_side);
     if (k != nullptr && *k < kRules[kStrongSelection].threshold && value_or(m, "weibull.r2", 0) >= 0.95) selection.add(tensor, *k);
     if (const double* stable = get("ranks.stable_rank"); stable != nullptr && short_side >= 64 && *stable < kRules[kMemorised].threshold)
@@ -200,11 +208,12 @@ void comparison_findings(const ModelComparison& comparison, Collector& collect) 
     std::string first_missing;
     for (const MeasuredTensor& tensor : comparison.tensors) {
       const Measures& m = tensor.measures;
-      if (const double* alarms = m.find("intruders.outside_subspace"); alarms != nullptr && *alarms > 0) intruders.add(tensor, *alarms);
       const double short_side = tensor.shape.size() == 2 ? static_cast<double>(std::min(tensor.shape[0], tensor.shape[1])) : 0;
-      if (const double* r = m.find("difference.energy_rank.0.99");
-          r != nullptr && short_side >= 32 && *r <= kRules[kLowRankChange].threshold * short_side)
-        low_rank.add(tensor, *r);
+      const double* r = m.find("difference.energy_rank.0.99");
+      const bool is_low = r != nullptr && short_side >= 32 && *r <= kRules[kLowRankChange].threshold * short_side;
+      if (is_low) low_rank.add(tensor, *r);
+      if (const double* alarms = m.find("intruders.outside_subspace"); alarms != nullptr && *alarms > 0)
+        (is_low ? intruders : broad).add(tensor, *alarms);
       if (const double* count = m.find("changed.changed")) (*count > 0 ? changed : unchanged) += 1;
       if (const std::string* reason = m.find_skipped("changed.changed"); reason != nullptr && !reason->starts_with("stored in")) {
         if (missing++ == 0) first_missing = tensor.name + ": " + *reason;

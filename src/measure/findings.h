@@ -17,7 +17,7 @@ struct FindingRule {
 };
 [[nodiscard]] std::span<const FindingRule> finding_rules();
 
-/// Applies every rule; one finding for each rule and kind of layer, worst first.
+/// Applies every rule; one finding for each rule and model, the gravest first.
 [[nodiscard]] std::vector<MeasureFinding> find_findings(const MeasureReport& report);
 
 }  // namespace weft::measure

@@ -1,0 +1,149 @@
+#include "measure/findings.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "measure/structure.h"
+#include "support/safetensors_bytes.h"
+#include "support/temporary_folder.h"
+#include "weft/error.h"
+
+namespace weft::measure {
+namespace {
+
+using testing::StoredTensor;
+
+std::string normal_bytes(std::size_t count, double sigma, std::uint64_t seed) {
+  std::vector<double> values(count);
+  NormalStream(seed, "findings", 0).fill(values);
+  std::vector<float> result;
+  for (const double value : values) result.push_back(static_cast<float>(value * sigma));
+  return testing::bytes_of(result);
+}
+
+bool has(const MeasureReport& report, const std::string& severity, const std::string& phrase, const std::string& where) {
+  for (const MeasureFinding& finding : report.findings)
+    if (finding.severity == severity && finding.what.find(phrase) != std::string::npos && finding.where.find(where) != std::string::npos) return true;
+  return false;
+}
+
+MeasureReport measure_file(const testing::TemporaryFolder& folder, const std::vector<StoredTensor>& tensors, std::vector<std::string> what) {
+  const std::filesystem::path file = folder / "m.safetensors";
+  testing::write_file(file, testing::safetensors_of_types(tensors));
+  const std::string models[] = {file};
+  MeasureOptions options;
+  options.what = std::move(what);
+  return measure_models(models, options);
+}
+
+TEST(Findings, on_random_matrices_rules_fire_no_more_often_than_they_declare) {
+  const testing::TemporaryFolder folder;
+  std::vector<StoredTensor> tensors;
+  const std::pair<std::int64_t, std::int64_t> shapes[] = {{64, 64}, {128, 64}, {96, 200}, {256, 128}};
+  constexpr int kEach = 25;
+  for (int i = 0; i < kEach; ++i)
+    for (const auto& [rows, columns] : shapes)
+      tensors.push_back({"w" + std::to_string(tensors.size()) + ".weight",
+                         "F32",
+                         {rows, columns},
+                         normal_bytes(static_cast<std::size_t>(rows * columns), 0.02, tensors.size())});
+  const MeasureReport report = measure_file(folder, tensors, {"moments", "weibull", "storage", "ranks", "powerlaw", "mp", "random", "conditioning"});
+  for (const MeasureFinding& finding : report.findings) {
+    EXPECT_NE(finding.what.find("random initialisation"), std::string::npos) << finding.what << " of " << finding.where;
+  }
+  ASSERT_EQ(report.findings.size(), 1u);
+}
+
+TEST(Findings, what_is_wrong_with_a_model_is_said_with_its_place) {
+  const testing::TemporaryFolder folder;
+  std::string nan = normal_bytes(64 * 64, 0.02, 1), zero_row = normal_bytes(64 * 64, 0.02, 2), huge = normal_bytes(64 * 64, 0.02, 3);
+  const float bad = std::nanf(""), large = 30;
+  std::memcpy(nan.data() + 400, &bad, 4);
+  std::memset(zero_row.data() + 64 * 4 * 5, 0, 64 * 4);
+  std::memcpy(huge.data() + 800, &large, 4);
+  const MeasureReport report = measure_file(folder,
+                                            {{"layers.0.nan.weight", "F32", {64, 64}, nan},
+                                             {"layers.1.zero.weight", "F32", {64, 64}, std::string(64 * 64 * 4, '\0')},
+                                             {"layers.2.row.weight", "F32", {64, 64}, zero_row},
+                                             {"layers.3.huge.weight", "F32", {64, 64}, huge},
+                                             {"layers.4.copy.weight", "F32", {64, 64}, huge}},
+                                            {});
+  EXPECT_TRUE(has(report, "problem", "NaN or infinite", "nan of layer 0"));
+  EXPECT_TRUE(has(report, "warning", "nothing but zeros", "zero of layer 1"));
+  EXPECT_TRUE(has(report, "warning", "rows of zeros", "row of layer 2"));
+  EXPECT_TRUE(has(report, "note", "single huge elements", "huge of layer 3"));
+  EXPECT_EQ(report.findings.front().severity, "problem");
+  EXPECT_EQ(*report.models[0].model.find("model.duplicate_matrices"), 1);
+  EXPECT_EQ(report.models[0].tensors[4].notes.back(), "the same bytes as layers.3.huge.weight");
+  EXPECT_EQ(*report.models[0].tensors[0].measures.find_skipped("powerlaw.alpha"), "non-finite");
+  EXPECT_EQ(*report.models[0].tensors[1].measures.find_skipped("ranks.stable_rank"), "zero tensor");
+}
+
+TEST(Findings, tensors_that_are_no_matrices_of_numbers_say_what_was_done) {
+  const testing::TemporaryFolder folder;
+  const MeasureReport report = measure_file(folder,
+                                            {{"codes", "I32", {8, 8}, std::string(256, '\1')},
+                                             {"conv.weight", "F32", {16, 8, 3, 3}, normal_bytes(16 * 8 * 9, 0.1, 4)},
+                                             {"empty", "F32", {0, 5}, ""},
+                                             {"flat", "F8_E4M3", {16, 32}, std::string(512, '\x38')},
+                                             {"h.0.attn.c_attn.weight", "F32", {32, 96}, normal_bytes(32 * 96, 0.1, 5)},
+                                             {"scalar", "F32", {}, normal_bytes(1, 1, 6)},
+                                             {"tiny", "BF16", {2, 2}, std::string("\x80\x3f\x00\x00\x00\x00\x80\x3f", 8)}},
+                                            {"all"});
+  std::map<std::string, const MeasuredTensor*> by_name;
+  for (const MeasuredTensor& tensor : report.models[0].tensors) by_name[tensor.name] = &tensor;
+  EXPECT_TRUE(by_name["codes"]->measures.find_skipped("moments.mean")->starts_with("integers"));
+  EXPECT_TRUE(by_name["codes"]->measures.values.empty());
+  EXPECT_EQ(by_name["conv.weight"]->notes[0], "4 axes: read as [16, 72]");
+  EXPECT_EQ(*by_name["conv.weight"]->measures.find("weightwatcher.num_evals"), 8 * 9);
+  EXPECT_EQ(*by_name["conv.weight"]->measures.find("weightwatcher.rf"), 9);
+  EXPECT_EQ(*by_name["empty"]->measures.find_skipped("moments.mean"), "empty");
+  EXPECT_EQ(*by_name["scalar"]->measures.find_skipped("ranks.stable_rank"), "vector");
+  EXPECT_EQ(*by_name["flat"]->measures.find("ranks.numerical_rank"), 1);
+  EXPECT_TRUE(by_name["flat"]->notes[0].starts_with("F8_E4M3 values are measured as stored"));
+  EXPECT_EQ(*by_name["tiny"]->measures.find("ranks.condition"), 1);
+  EXPECT_TRUE(by_name["tiny"]->measures.find_skipped("weightwatcher.alpha") != nullptr);
+  for (const MeasuredTensor& tensor : report.models[0].tensors)
+    for (const auto& [name, value] : tensor.measures.values) EXPECT_TRUE(std::isfinite(value)) << tensor.name << " " << name;
+}
+
+TEST(Findings, threads_change_no_bit_and_a_small_budget_is_refused_with_both_numbers) {
+  const testing::TemporaryFolder folder;
+  std::vector<StoredTensor> tensors;
+  for (int i = 0; i < 6; ++i)
+    tensors.push_back({"layers." + std::to_string(i) + ".w.weight", "F32", {96, 80}, normal_bytes(96 * 80, 0.02, static_cast<std::uint64_t>(i))});
+  testing::write_file(folder / "m.safetensors", testing::safetensors_of_types(tensors));
+  const std::string models[] = {folder / "m.safetensors"};
+  MeasureOptions one, four, small;
+  one.threads = 1;
+  four.threads = 4;
+  const MeasureReport a = measure_models(models, one), b = measure_models(models, four);
+  for (std::size_t t = 0; t < a.models[0].tensors.size(); ++t)
+    EXPECT_EQ(a.models[0].tensors[t].measures.values, b.models[0].tensors[t].measures.values);
+  small.memory_bytes = 1 << 20;
+  try {
+    (void)measure_models(models, small);
+    FAIL() << "measured in one megabyte";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::out_of_memory);
+    EXPECT_NE(std::string(error.what()).find("1.05 MB"), std::string::npos) << error.what();
+  }
+}
+
+TEST(Findings, an_unknown_group_is_refused_with_the_nearest_one) {
+  try {
+    (void)Selection(std::vector<std::string>{"weibul"});
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::invalid_argument);
+    EXPECT_NE(error.advice().find("weibull"), std::string::npos);
+  }
+}
+
+}  // namespace
+}  // namespace weft::measure
