@@ -11,6 +11,7 @@
 #include "weft/inspect.h"
 #include "weft/job.h"
 #include "weft/layershuffle.h"
+#include "weft/measure.h"
 #include "weft/merge.h"
 #include "weft/methods.h"
 #include "weft/moe.h"

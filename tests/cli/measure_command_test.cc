@@ -1,0 +1,87 @@
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "checkpoint/json.h"
+#include "support/command.h"
+#include "support/safetensors_bytes.h"
+#include "support/temporary_folder.h"
+
+namespace weft {
+namespace {
+
+using testing::CommandResult;
+using testing::run_weft;
+
+const std::string kModels = std::string(WEFT_SOURCE_DIR) + "/models";
+
+std::vector<std::string> keys_of(const Json& object) {
+  std::vector<std::string> keys;
+  for (const auto& [key, value] : *object.object()) keys.push_back(key);
+  return keys;
+}
+
+TEST(MeasureCommand, its_document_is_as_the_contract_says) {
+  const CommandResult result = run_weft({"measure", kModels + "/tiny-german", "--base", kModels + "/tiny-base", "--json"});
+  ASSERT_EQ(result.status, 0) << result.err;
+  const Json document = parse_json(result.out, "stdout");
+  EXPECT_EQ(keys_of(document), (std::vector<std::string>{"models", "comparisons", "findings", "warnings"}));
+  const Json& model = (*document.find("models")->array())[0];
+  EXPECT_EQ(keys_of(model), (std::vector<std::string>{"path", "tensors", "blocks", "model"}));
+  for (const Json& tensor : *model.find("tensors")->array()) {
+    const std::vector<std::string> keys = keys_of(tensor);
+    ASSERT_GE(keys.size(), 6u);
+    EXPECT_EQ(std::vector<std::string>(keys.begin(), keys.begin() + 6),
+              (std::vector<std::string>{"name", "role", "block", "shape", "values", "skipped"}));
+    for (const auto& [measure, value] : *tensor.find("values")->object()) EXPECT_TRUE(value.is_number()) << measure;
+    for (const auto& [measure, reason] : *tensor.find("skipped")->object()) {
+      EXPECT_TRUE(reason.is_string()) << measure;
+      EXPECT_EQ(tensor.find("values")->find(measure), nullptr) << measure << " has a value and a reason why it has none";
+    }
+    if (tensor.find("shape")->array()->size() == 2) {
+      for (const char* measure : {"moments.gini", "weibull.k", "ranks.stable_rank", "powerlaw.alpha"})
+        EXPECT_NE(tensor.find("values")->find(measure), nullptr) << measure;
+    } else {
+      EXPECT_EQ(*tensor.find("skipped")->find("powerlaw.alpha")->string(), "vector");
+    }
+  }
+  EXPECT_EQ(model.find("blocks")->array()->size(), 2u);
+  const Json& pair = (*document.find("comparisons")->array())[0];
+  EXPECT_EQ(*pair.find("kind")->string(), "pair");
+  EXPECT_NE(pair.find("total")->find("intruders.count_left.0.5"), nullptr);
+  for (const Json& finding : *document.find("findings")->array())
+    EXPECT_EQ(keys_of(finding), (std::vector<std::string>{"severity", "what", "where", "evidence"}));
+}
+
+TEST(MeasureCommand, its_table_has_a_line_for_each_tensor_and_quotes_what_needs_it) {
+  const testing::TemporaryFolder folder;
+  testing::write_file(folder / "m.safetensors", testing::safetensors_of({{"a,\\\"b", {1, 2, 3}}, {"plain", {4, 5}}}));
+  const CommandResult result = run_weft({"measure", folder / "m.safetensors", "--what", "moments", "--csv", "-"});
+  ASSERT_EQ(result.status, 0) << result.err;
+  EXPECT_TRUE(result.out.starts_with("model,name,role,block,shape,moments.n,")) << result.out;
+  EXPECT_NE(result.out.find(",\"a,\"\"b\",,,3,3,"), std::string::npos) << result.out;
+  EXPECT_NE(result.out.find(",plain,,,2,2,"), std::string::npos) << result.out;
+}
+
+TEST(MeasureCommand, a_hostile_name_does_not_reach_the_terminal) {
+  const testing::TemporaryFolder folder;
+  testing::write_file(folder / "m.safetensors", testing::safetensors_of({{"\\u001b[2Jx", {1, 2, 3}}}));
+  const CommandResult result = run_weft({"measure", folder / "m.safetensors"});
+  ASSERT_EQ(result.status, 0) << result.err;
+  EXPECT_EQ(result.out.find('\x1b'), std::string::npos);
+}
+
+TEST(MeasureCommand, wrong_requests_are_refused) {
+  const CommandResult unknown = run_weft({"measure", kModels + "/tiny-base", "--what", "rank"});
+  EXPECT_EQ(unknown.status, 2);
+  EXPECT_NE(unknown.err.find("did you mean ranks?"), std::string::npos) << unknown.err;
+  EXPECT_EQ(run_weft({"measure"}).status, 2);
+  EXPECT_EQ(run_weft({"measure", "no/such/model"}).status, 2);
+  EXPECT_EQ(run_weft({"measure", kModels + "/tiny-base", "--base", "no/such/model"}).status, 2);
+  EXPECT_EQ(run_weft({"measure", kModels + "/tiny-base", "--memory", "1MB"}).status, 1);
+  EXPECT_EQ(run_weft({"measure", kModels + "/tiny-base", "--what", "moments", "--csv", "/no/such/folder/t.csv"}).status, 1);
+}
+
+}  // namespace
+}  // namespace weft
