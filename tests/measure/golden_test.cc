@@ -129,6 +129,11 @@ void compare_file(const fs::path& golden, const std::string& model) {
   EXPECT_EQ(compared, reference.find("results")->object()->size());
 }
 
+TEST(MeasureGolden, a_few_small_matrices_measure_as_numpy_and_scipy_say) {
+  const fs::path data = fs::path(WEFT_SOURCE_DIR) / "tests/data/measure";
+  compare_file(data / "matrices.json", data / "matrices.safetensors");
+}
+
 TEST(MeasureGolden, matrices_of_every_kind_measure_as_numpy_and_scipy_say) {
   NEEDS_SHARED_DATA();
   compare_file(kGolden / "matrices.json", kGolden / "matrices.safetensors");
