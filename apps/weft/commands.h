@@ -20,6 +20,7 @@ Command adapter_extract_command();
 Command adapter_combine_command();
 Command adapter_scale_command();
 Command adapter_convert_command();
+Command edit_metadata_command();
 Command tokenize_command();
 Command forward_command();
 Command eval_command();

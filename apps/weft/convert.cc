@@ -26,7 +26,12 @@ int run_convert(const Arguments& arguments) {
   console.fill(options);
   options.to = arguments.to;
   options.open = arguments.open;
-  if (!arguments.dtype.empty()) options.dtype = dtype_argument(arguments.dtype, "--dtype");
+  // Types of blocks, such as Q8_0, are no element types; the library knows which there are.
+  const bool blocks = arguments.dtype.size() > 1 && (arguments.dtype[0] | 0x20) == 'q' && arguments.dtype[1] >= '0' && arguments.dtype[1] <= '9';
+  if (blocks)
+    options.block_type = arguments.dtype;
+  else if (!arguments.dtype.empty())
+    options.dtype = dtype_argument(arguments.dtype, "--dtype");
   const JobReport report = convert(arguments.model, arguments.output, options);
   console.finish();
   if (arguments.common.json) {
@@ -49,18 +54,20 @@ Command convert_command() {
   command.summary = "change the type of the weights, the shards, the container";
   command.synopsis = "IN OUT [OPTION]...";
   command.description =
-      "OUT is a folder, or a single file when its name ends in .safetensors. What is not weights (config, tokenizer, templates, licence) goes along "
-      "into a "
-      "folder. Values are rounded to nearest even; integer tensors keep their type.";
+      "OUT is a folder, or a single file when its name ends in .safetensors or .gguf. What is not weights (config, tokenizer, templates, licence) goes "
+      "along into a folder, and into the metadata of a GGUF file. Values are rounded to nearest even; integer tensors keep their type.\n\n"
+      "A GGUF file has llama.cpp's names and order of rows, and keeps norms and biases in float32; a GGUF file converted to a folder becomes a Hugging "
+      "Face model again, its blocks decoded to float32 unless --dtype says otherwise. From GGUF to GGUF blocks are copied. With --max-shard-size a GGUF "
+      "model that is larger becomes a folder of parts.";
   command.example = "weft convert models/tiny-base out/tiny-base-f32 --dtype float32";
   command.positional("IN", arguments->model, "a model");
   command.positional("OUT", arguments->output, "a folder or a file that does not exist");
   command.group("Converting");
-  command.value({"--dtype"}, "TYPE", arguments->dtype, "type of the floating-point tensors: float32, bfloat16, float16, float8_e4m3fn, ...")
+  command.value({"--dtype"}, "TYPE", arguments->dtype, "type of the floating-point tensors: float32, bfloat16, float16, float8_e4m3fn, ...; for GGUF also Q8_0")
       .default_text = "as stored";
   Option& to = command.value({"--to"}, "FORM", arguments->to, "what OUT is");
   to.kind = ValueKind::choice;
-  to.choices = {"folder", "safetensors"};
+  to.choices = {"folder", "safetensors", "gguf"};
   to.default_text = "from the name of OUT";
   command.group("PyTorch files");
   command.value({"--root"}, "KEY", arguments->open.root, "the dictionary that is the model, as KEY or KEY.KEY").default_text = "found by the usual names";

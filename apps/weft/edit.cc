@@ -11,6 +11,7 @@
 #include "commands.h"
 #include "common.h"
 #include "result.h"
+#include "weft/error.h"
 #include "weft/tokens.h"
 
 namespace weft::app {
@@ -49,6 +50,29 @@ int run_edit(const Arguments& arguments) {
                 fmt::format("{} tensor{}{}", effect.num_tensors, effect.num_tensors == 1 ? "" : "s",
                             effect.example.empty() ? "" : " (" + effect.example + ")")
                     .c_str());
+  return 0;
+}
+
+struct MetadataArguments {
+  CommonOptions common;
+  std::string model;
+  std::string output;
+  MetadataEdit change;
+};
+
+int run_metadata(const MetadataArguments& arguments) {
+  Console console(arguments.common);
+  JobOptions options;
+  console.fill(options);
+  const JobReport report = edit_metadata(arguments.model, arguments.output, arguments.change, options);
+  console.finish();
+  if (arguments.common.json) {
+    print_json(report_json(report, {}));
+  } else if (report.dry_run) {
+    print_plan(report, arguments.common);
+  } else if (!arguments.common.quiet) {
+    print_summary(report, "edited the metadata of " + arguments.model);
+  }
   return 0;
 }
 
@@ -215,6 +239,38 @@ Command edit_command() {
   add_job_options(command, arguments->common);
   add_print_options(command, arguments->common);
   command.run = [arguments] { return run_edit(*arguments); };
+  return command;
+}
+
+Command edit_metadata_command() {
+  auto arguments = std::make_shared<MetadataArguments>();
+  Command command;
+  command.name = "edit metadata";
+  command.family = "Make";
+  command.summary = "set and remove metadata of a GGUF or safetensors file";
+  command.synopsis = "FILE OUT [--set KEY=VALUE]... [--remove KEY]... [OPTION]...";
+  command.description =
+      "The tensors are copied as they are, blocks included. In a GGUF file a key that is there keeps its type; for a new one the type follows from the "
+      "value (true and false, numbers, text) unless it is given as in 'KEY:u64=VALUE': u8, i8, u16, i16, u32, i32, u64, i64, f32, f64, bool, string. "
+      "'weft info' shows the metadata.";
+  command.example = "weft edit metadata models/tiny-base/model.safetensors out/named.safetensors --set title=tiny --dry-run";
+  command.positional("FILE", arguments->model, "a GGUF or safetensors file");
+  command.positional("OUT", arguments->output, "a file that does not exist, of the same kind");
+  command.group("Changes");
+  command
+      .custom({"--set"}, "KEY=VALUE", "set a key",
+              [arguments](const std::string& text) {
+                const std::size_t equals = text.find('=');
+                if (equals == std::string::npos || equals == 0)
+                  throw Error(ErrorCode::invalid_argument, "'" + printable(text) + "' is not KEY=VALUE", {.key = "--set"}, "write --set general.name=Tiny");
+                arguments->change.set.emplace_back(text.substr(0, equals), text.substr(equals + 1));
+              })
+      .repeated = true;
+  command.custom({"--remove"}, "KEY", "remove a key", [arguments](const std::string& text) { arguments->change.remove.push_back(text); }).repeated = true;
+  add_output_options(command, arguments->common);
+  add_job_options(command, arguments->common);
+  add_print_options(command, arguments->common);
+  command.run = [arguments] { return run_metadata(*arguments); };
   return command;
 }
 

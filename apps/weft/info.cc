@@ -21,6 +21,12 @@ struct Arguments {
 /// What the file holds: "Q4_K" where it holds blocks.
 std::string stored_type(const TensorInfo& tensor) { return tensor.stored_as.empty() ? std::string(to_string(tensor.dtype)) : tensor.stored_as; }
 
+/// Of GGUF tensors the role is another name, with the layer in it.
+std::string without_numbers(std::string text) {
+  std::erase_if(text, [](char c) { return c >= '0' && c <= '9'; });
+  return text;
+}
+
 Json info_json(const ModelInfo& info) {
   Json::Array files;
   for (const CheckpointFile& file : info.files)
@@ -69,7 +75,7 @@ void print_info(const ModelInfo& info, const CommonOptions& options, bool show_a
   std::vector<std::string> alike;
   for (const ModelInfo::Tensor& entry : info.tensors) {
     names.push_back(entry.tensor.name);
-    alike.push_back(stored_type(entry.tensor) + to_string(entry.tensor.shape) + entry.role);
+    alike.push_back(stored_type(entry.tensor) + to_string(entry.tensor.shape) + without_numbers(entry.role));
   }
   Table table({Align::left, Align::right, Align::left, Align::left, Align::right, Align::left});
   table.header({"tensor", "count", "dtype", "shape", "size", "role"});

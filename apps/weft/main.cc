@@ -165,6 +165,7 @@ std::vector<Command> all_commands() {
       adapter_combine_command(),
       adapter_scale_command(),
       adapter_convert_command(),
+      edit_metadata_command(),
       tokenize_command(),
       forward_command(),
       eval_command(),

@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "weft/job.h"
@@ -36,5 +37,16 @@ struct EditReport : JobReport {
 /// invalid_argument when the file is there and options.force is not set.
 [[nodiscard]] WEFT_API JobReport dump_tensor(std::string_view model, std::string_view tensor, const std::filesystem::path& file,
                                              const JobOptions& options = {});
+
+/// Changes to the metadata of a file.
+struct MetadataEdit {
+  /// KEY or, for GGUF, KEY:TYPE (u8, i8, ... f64, bool, string), and the value as text. A key that is there keeps its type unless one is given.
+  std::vector<std::pair<std::string, std::string>> set;
+  std::vector<std::string> remove;
+};
+/// Writes a GGUF or safetensors file with other metadata and the same tensors. Errors: invalid_argument (a value that does not fit its type, a key that
+/// is not there), unsupported for other containers.
+[[nodiscard]] WEFT_API JobReport edit_metadata(std::string_view model, const std::filesystem::path& output, const MetadataEdit& change,
+                                               const JobOptions& options = {});
 
 }  // namespace weft

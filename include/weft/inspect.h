@@ -75,7 +75,8 @@ struct DiffReport {
 
 struct ConvertOptions : JobOptions {
   std::optional<DType> dtype;           ///< of floating tensors; absent: as stored
-  std::string to;                       ///< "folder", "safetensors"; empty: from OUT's name
+  std::string block_type;               ///< instead of dtype, for GGUF: "Q8_0"
+  std::string to;                       ///< "folder", "safetensors", "gguf"; empty: from OUT's name
   OpenOptions open;                     ///< how a PyTorch file is looked at
 };
 /// Changes dtype, shards and container. Integer and boolean tensors keep their type.

@@ -168,6 +168,17 @@ OutputLayout plan_safetensors(const std::vector<TensorSpec>& specs, std::uint64_
 
 namespace {
 
+/// What no tensor fills at the end of a file is there even where room could not be reserved.
+void write_end_padding(const OutputLayout& layout, const std::vector<File*>& files) {
+  std::vector<std::uint64_t> ends(files.size());
+  for (std::size_t f = 0; f < files.size(); ++f) ends[f] = layout.files[f].header.size();
+  for (const OutputLayout::Tensor& tensor : layout.tensors)
+    ends[tensor.file_index] = std::max(ends[tensor.file_index], tensor.offset_bytes + tensor.size_bytes);
+  for (std::size_t f = 0; f < files.size(); ++f) {
+    if (ends[f] < layout.files[f].size_bytes) files[f]->write(layout.files[f].size_bytes - 1, std::as_bytes(std::span("", 1)));
+  }
+}
+
 /// Outputs that could go on after a sudden end.
 struct Registry {
   std::mutex mutex;
@@ -567,6 +578,7 @@ void Output::commit() {
     throw Error(ErrorCode::internal, fmt::format("{} of {} bytes of tensors were written", written_bytes_.load(), layout_.tensor_bytes));
   try {
     for (std::size_t f = 0; f < files_.size(); ++f) files_[f]->write(0, std::as_bytes(std::span(layout_.files[f].header)));
+    write_end_padding(layout_, files_);
     if (makes_sums()) {
       const bool is_folder = staging_.what() == Staging::What::folder;
       const std::string name = checksums_path(is_folder ? "" : layout_.files.front().name, is_folder).string();

@@ -1,12 +1,17 @@
 #include <fmt/format.h>
 
+#include <optional>
 #include <utility>
 
 #include "adapt/folded_model.h"
+#include "checkpoint/gguf.h"
 #include "checkpoint/json.h"
 #include "checkpoint/model_folder.h"
 #include "engine/convert_job.h"
+#include "engine/gguf_output.h"
+#include "engine/model_config.h"
 #include "model/config_json.h"
+#include "model/gguf_model.h"
 #include "weft/error.h"
 #include "weft/inspect.h"
 
@@ -22,6 +27,22 @@ DType written_type(const TensorInfo& tensor, const ConvertOptions& options) {
   return *options.dtype;
 }
 
+/// A GGUF file, or a folder of its parts.
+engine::OutputJob job_for_gguf(const std::shared_ptr<const Checkpoint>& checkpoint, std::string_view model, const ConvertOptions& options) {
+  const engine::GgufWeightType type = engine::gguf_weight_type(options.dtype, options.block_type);
+  if (as_gguf(*checkpoint) != nullptr) return engine::gguf_copy_job(std::string(model), checkpoint, type);
+  const fs::path source = checkpoint->path();
+  const std::optional<fs::path> folder = folder_of_model(source);
+  std::optional<Json> config = folder ? read_model_config(*folder) : std::nullopt;
+  if (!config)
+    throw Error(ErrorCode::not_found, "a GGUF file needs what config.json says, and there is none", {.file = source.string()}, "name the model's folder");
+  std::vector<std::string> warnings;
+  adapt::follow_in_config(*checkpoint, *config, warnings);
+  engine::OutputJob job = engine::gguf_job({std::string(model), checkpoint, *std::move(config), *folder, engine::title_of(source)}, type);
+  job.warnings.insert(job.warnings.begin(), warnings.begin(), warnings.end());
+  return job;
+}
+
 }  // namespace
 
 namespace engine {
@@ -31,29 +52,45 @@ OutputJob convert_job(const std::shared_ptr<const Checkpoint>& checkpoint, std::
     throw Error(ErrorCode::invalid_argument, fmt::format("cannot convert weights to {}", to_string(*options.dtype)), {.key = "dtype"},
                 "floating types: F32, F16, BF16, F64, F8_E4M3, F8_E5M2");
   }
+  const bool to_gguf = options.to == "gguf" || (options.to.empty() && output.extension() == ".gguf");
+  if (!options.block_type.empty() && !to_gguf)
+    throw Error(ErrorCode::invalid_argument, fmt::format("only GGUF files hold weights as {}", options.block_type), {.key = "dtype"},
+                "name an output that ends in .gguf, or another type");
   const bool one_file = options.to == "safetensors" || (options.to.empty() && output.extension() == ".safetensors");
-  if (!one_file && !options.to.empty() && options.to != "folder") {
-    throw Error(ErrorCode::unsupported, fmt::format("weft cannot write '{}' yet", options.to), {.key = "to"}, "folder and safetensors can be written");
+  if (!one_file && !to_gguf && !options.to.empty() && options.to != "folder") {
+    throw Error(ErrorCode::unsupported, fmt::format("weft cannot write '{}' yet", options.to), {.key = "to"}, "folder, safetensors and gguf can be written");
   }
-  if (options.to.empty() && (output.extension() == ".gguf" || output.extension() == ".npz")) {
+  if (options.to.empty() && output.extension() == ".npz") {
     throw Error(ErrorCode::unsupported, fmt::format("weft cannot write {} files yet", output.extension().string()), {.file = output.string()},
-                "folders and .safetensors files can be written");
+                "folders, .safetensors and .gguf files can be written");
   }
   const fs::path source = checkpoint->path();
+  // A GGUF file is converted as the Hugging Face model that it holds.
+  std::optional<model::HuggingFaceModel> held;
+  if (!to_gguf && as_gguf(*checkpoint) != nullptr) held = model::hugging_face_model(checkpoint);
+  const std::shared_ptr<const Checkpoint>& values = held ? held->checkpoint : checkpoint;
+
   OutputJob job;
+  if (to_gguf) job = job_for_gguf(checkpoint, model, options);
   job.inputs = {checkpoint};
   job.input_paths = {source};
   for (const std::string& adapter : adapt::split_adapters(model).adapters) job.input_paths.push_back(resolve_model(adapter).path);
-  job.single_file = one_file;
-  job.header_metadata = checkpoint->metadata();
-  job.ingredients = {{"--dtype", options.dtype ? std::string(to_string(*options.dtype)) : "as stored"}};
-  job.warnings.assign(checkpoint->warnings().begin(), checkpoint->warnings().end());
-  for (const TensorInfo& info : checkpoint->tensors()) {
+  job.single_file = to_gguf ? output.extension() == ".gguf" : one_file;
+  job.ingredients = {{"--dtype", options.dtype ? std::string(to_string(*options.dtype)) : options.block_type.empty() ? "as stored" : options.block_type}};
+  job.warnings.insert(job.warnings.begin(), checkpoint->warnings().begin(), checkpoint->warnings().end());
+  if (to_gguf) return job;
+  if (held)
+    job.warnings.insert(job.warnings.end(), held->warnings.begin(), held->warnings.end());
+  else
+    job.header_metadata = checkpoint->metadata();
+  for (const TensorInfo& info : values->tensors()) {
     StreamTensor tensor;
     tensor.name = info.name;
     tensor.shape = info.shape;
     tensor.dtype = written_type(info, options);
-    tensor.inputs = {{checkpoint, &info}};
+    if (held && !options.dtype)
+      if (const auto original = held->original_types.find(info.name); original != held->original_types.end()) tensor.dtype = original->second;
+    tensor.inputs = {{values, &info}};
     tensor.input_names = {std::string(model)};
     // A copy keeps whatever is there; only rounding needs values that make sense.
     tensor.checks_finite = tensor.dtype != info.dtype;
@@ -66,7 +103,12 @@ OutputJob convert_job(const std::shared_ptr<const Checkpoint>& checkpoint, std::
     job.tensors.push_back(std::move(tensor));
     job.described.push_back(std::move(described));
   }
-  if (one_file || !fs::is_directory(source)) return job;
+  if (held && !one_file) {
+    if (options.dtype) model::set_dtype(held->config, *options.dtype);
+    job.companions.push_back({"config.json", write_json(held->config, 2) + "\n"});
+    for (auto& [name, content] : held->files) job.companions.push_back({name, std::move(content)});
+  }
+  if (held || one_file || !fs::is_directory(source)) return job;
   for (const std::string& name : companion_files(source)) {
     if (name == "config.json") {
       Json config = read_json_file(source / name);

@@ -2,14 +2,19 @@
 
 #include <fmt/format.h>
 
+#include <map>
 #include <optional>
+#include <utility>
 
 #include "base/file.h"
 #include "base/text.h"
+#include "checkpoint/gguf.h"
 #include "checkpoint/json.h"
 #include "engine/model_config.h"
 #include "engine/tokenizer_summary.h"
 #include "model/architecture.h"
+#include "model/gguf_model.h"
+#include "model/gguf_names.h"
 #include "weft/error.h"
 
 namespace weft {
@@ -27,6 +32,24 @@ ModelInfo inspect(std::string_view model) {
 
   std::optional<Json> config;
   const model::Architecture* architecture = nullptr;
+  const model::GgufFamily* family = nullptr;
+  if (const GgufCheckpoint* gguf = as_gguf(*checkpoint)) {
+    const GgufMetadata& metadata = gguf->gguf_metadata();
+    result.architecture = metadata.text("general.architecture").value_or("");
+    family = model::find_gguf_family(result.architecture);
+    std::string kind = metadata.text("tokenizer.ggml.model").value_or("");
+    for (const auto& [name, known] : {std::pair("gpt2", "BPE"), std::pair("llama", "sentencepiece"), std::pair("bert", "WordPiece"), std::pair("t5", "Unigram")})
+      if (kind == name) kind = known;
+    result.tokenizer_kind = kind;
+    if (const GgufValue* tokens = metadata.find("tokenizer.ggml.tokens"); tokens != nullptr && tokens->array() != nullptr)
+      result.tokenizer_vocab_size = tokens->array()->num_elements;
+    // The type that most weights have names the whole.
+    std::map<std::string, std::uint64_t> sizes;
+    for (const TensorInfo& tensor : checkpoint->tensors())
+      if (!tensor.stored_as.empty()) sizes[tensor.stored_as] += tensor.num_elements;
+    for (const auto& [name, size] : sizes)
+      if (result.quantization.empty() || size > sizes[result.quantization]) result.quantization = name;
+  }
   if (const std::optional<std::filesystem::path> folder = folder_of_model(checkpoint->path())) {
     // A damaged config must not hide the weights.
     const auto or_warning = [&result](auto&& read) {
@@ -56,9 +79,13 @@ ModelInfo inspect(std::string_view model) {
   for (const TensorInfo& tensor : checkpoint->tensors()) {
     result.num_parameters += tensor.num_elements;
     result.size_bytes += bytes_in_file(tensor);
-    const model::Role role = model::role_of(architecture, tensor.name);
-    result.tensors.push_back(
-        {tensor, result.files[tensor.file_index].path.filename().string(), role == model::Role::unknown ? "" : std::string(model::to_string(role))});
+    std::string role;
+    if (family != nullptr) {
+      role = model::hugging_face_name(*family, tensor.name);
+    } else if (const model::Role known = model::role_of(architecture, tensor.name); known != model::Role::unknown) {
+      role = model::to_string(known);
+    }
+    result.tensors.push_back({tensor, result.files[tensor.file_index].path.filename().string(), std::move(role)});
   }
   if (result.num_parameters > 0) result.bits_per_weight = 8.0 * static_cast<double>(result.size_bytes) / static_cast<double>(result.num_parameters);
   return result;

@@ -7,10 +7,13 @@
 
 #include "adapt/folded_model.h"
 #include "base/file.h"
+#include "checkpoint/gguf.h"
 #include "checkpoint/model_folder.h"
+#include "engine/gguf_output.h"
 #include "engine/model_config.h"
 #include "engine/stream_checkpoint.h"
 #include "model/config_json.h"
+#include "model/gguf_model.h"
 #include "weft/error.h"
 
 namespace weft::engine {
@@ -72,12 +75,24 @@ LazyModel open_lazy_model(std::string_view model) {
   for (const std::string& adapter : adapt::split_adapters(model).adapters) lazy.input_paths.push_back(resolve_model(adapter).path);
   lazy.metadata = checkpoint->metadata();
   lazy.warnings.assign(checkpoint->warnings().begin(), checkpoint->warnings().end());
-  for (const TensorInfo& tensor : checkpoint->tensors())
-    lazy.parts.tensors.push_back({tensor.name, {checkpoint, &tensor}, {checkpoint, &tensor}, {fmt::format("{}:{}", model, tensor.name)}, {}});
+  // A GGUF file takes part as the Hugging Face model that it holds.
+  std::shared_ptr<const Checkpoint> values = checkpoint;
+  if (as_gguf(*checkpoint) != nullptr) {
+    model::HuggingFaceModel held = model::hugging_face_model(checkpoint);
+    values = held.checkpoint;
+    lazy.metadata.clear();
+    lazy.parts.config = std::move(held.config);
+    lazy.config_changed = true;
+    lazy.companions.push_back({.name = "config.json"});  // written from the config
+    for (auto& [name, content] : held.files) lazy.companions.push_back({.name = name, .content = std::move(content)});
+    lazy.warnings.insert(lazy.warnings.end(), held.warnings.begin(), held.warnings.end());
+  }
+  for (const TensorInfo& tensor : values->tensors())
+    lazy.parts.tensors.push_back({tensor.name, {values, &tensor}, {values, &tensor}, {fmt::format("{}:{}", model, tensor.name)}, {}});
   if (lazy.parts.tensors.empty())
     throw Error(ErrorCode::invalid_argument, "the model holds no tensors", {.file = path.string()}, "name a model that has some");
   const std::optional<fs::path> folder = folder_of_model(path);
-  if (!folder) return lazy;
+  if (!folder || values != checkpoint) return lazy;
   lazy.parts.config = read_model_config(*folder);
   if (lazy.parts.config) {
     const std::string before = write_json(*lazy.parts.config);
@@ -140,8 +155,26 @@ void write_companions(const LazyModel& model, const fs::path& folder) {
   }
 }
 
+namespace {
+
+OutputJob gguf_job_of(LazyModel& model) {
+  if (!model.parts.config)
+    throw Error(ErrorCode::not_found, "a GGUF file needs what config.json says, and there is none", {.file = model.name}, "name a model's folder");
+  const ScratchFolder folder;  // only the tokenizer is read from it, and at once
+  write_companions(model, folder.path());
+  OutputJob job = gguf_job({model.name, checkpoint_of(model), *model.parts.config, folder.path(), title_of(model.name)}, {});
+  job.single_file = true;
+  job.inputs = std::move(model.inputs);
+  job.input_paths = std::move(model.input_paths);
+  job.warnings.insert(job.warnings.begin(), model.warnings.begin(), model.warnings.end());
+  return job;
+}
+
+}  // namespace
+
 OutputJob output_job_of(LazyModel model, const fs::path& output) {
-  if (const std::string extension = output.extension().string(); extension == ".gguf" || extension == ".npz")
+  if (output.extension() == ".gguf") return gguf_job_of(model);
+  if (const std::string extension = output.extension().string(); extension == ".npz")
     throw Error(ErrorCode::unsupported, fmt::format("this command does not write {} files", extension), {.file = output.string()},
                 "write a folder or a .safetensors file, and convert that");
   OutputJob job;

@@ -9,7 +9,9 @@
 #include <utility>
 
 #include "adapt/folded_model.h"
+#include "checkpoint/gguf.h"
 #include "checkpoint/model_folder.h"
+#include "engine/gguf_output.h"
 #include "engine/model_card.h"
 #include "model/config_json.h"
 #include "weft/error.h"
@@ -682,6 +684,12 @@ const LoadedModel& ModelCache::load(const ModelRef& ref) {
     loaded->path = resolve_model(ref.model.revision ? ref.model.path + "@" + *ref.model.revision : ref.model.path, hub_cache_).path;
   }
   if (loaded->checkpoint == nullptr) loaded->checkpoint = open_checkpoint(loaded->path.string());
+  if (as_gguf(*loaded->checkpoint) != nullptr) {
+    GgufModel opened = open_gguf_model(loaded->checkpoint);
+    loaded->checkpoint = std::move(opened.checkpoint);
+    loaded->path = std::move(opened.folder);
+    loaded->guard = std::move(opened.guard);
+  }
   if (ref.lora) {
     const fs::path adapter = resolve_model(ref.lora->revision ? ref.lora->path + "@" + *ref.lora->revision : ref.lora->path, hub_cache_).path;
     loaded->checkpoint = adapt::fold_adapter(loaded->checkpoint, std::make_shared<const adapt::Adapter>(adapt::open_adapter(adapter)), {.dtype = lora_dtype_});

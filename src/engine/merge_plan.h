@@ -25,6 +25,7 @@ struct LoadedModel {
   std::shared_ptr<const Checkpoint> checkpoint;
   std::optional<Json> config;                         ///< config.json, with override_architecture applied
   const model::Architecture* architecture = nullptr;  ///< null: not in the table
+  std::shared_ptr<const void> guard = nullptr;        ///< of the folder that stands for a GGUF file
 };
 
 /// Opens models once, however many configs name them.

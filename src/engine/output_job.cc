@@ -7,9 +7,11 @@
 #include <chrono>
 #include <cstdlib>
 #include <new>
+#include <numeric>
 #include <utility>
 
 #include "base/budget.h"
+#include "base/check.h"
 #include "base/checksum.h"
 #include "base/text.h"
 #include "checkpoint/model_folder.h"
@@ -65,6 +67,26 @@ void verify_inputs(OutputJob& job, const JobOptions& options) {
                   {.file = input.string(), .tensor = first.tensor}, "fetch it again; 'weft verify' lists all of its damage");
     }
   }
+}
+
+/// Parts are made only when asked for: what splits GGUF files is the hub's limit, not a custom.
+OutputLayout plan_gguf_output(const OutputJob& job, const fs::path& output, std::uint64_t max_shard_bytes) {
+  const std::uint64_t limit = max_shard_bytes == JobOptions{}.max_shard_bytes ? 0 : max_shard_bytes;
+  return plan_gguf(job.gguf->tensors, job.gguf->metadata, limit, job.single_file ? output.stem().string() : "model");
+}
+
+/// Writes part of a tensor of the walk, encoded where its file holds blocks.
+void write_part(Output& output, const OutputJob& job, std::size_t tensor, std::uint64_t offset, std::span<const std::byte> data) {
+  const codec::BlockCodec* codec = job.gguf ? job.gguf->tensors[tensor].codec : nullptr;
+  if (codec == nullptr || !job.gguf->encodes[tensor]) return output.write_tensor(tensor, offset, data);
+  const std::uint64_t block_values_bytes = std::uint64_t{codec->block_elements} * sizeof(float);
+  WEFT_ASSERT(offset % block_values_bytes == 0 && data.size() % block_values_bytes == 0);
+  WEFT_ASSERT(reinterpret_cast<std::uintptr_t>(data.data()) % alignof(float) == 0);
+  const std::uint64_t num_blocks = data.size() / block_values_bytes;
+  thread_local std::vector<std::uint8_t> blocks;
+  blocks.resize(static_cast<std::size_t>(num_blocks * codec->block_bytes));
+  codec->encode_row({reinterpret_cast<const float*>(data.data()), data.size() / sizeof(float)}, {}, blocks.data());
+  output.write_tensor(tensor, offset / block_values_bytes * codec->block_bytes, std::as_bytes(std::span(blocks)));
 }
 
 template <typename Text, typename Copy>
@@ -184,8 +206,22 @@ JobBatch::Result JobBatch::add(OutputJob job, const fs::path& output, bool needs
     specs.push_back({tensor.name, tensor.dtype, tensor.shape});
     report.num_parameters += tensor.inputs.front().tensor->num_elements;
   }
+  if (job.gguf) {
+    report.num_parameters = 0;  // blocks that are copied are bytes to the stream
+    for (const GgufTensorSpec& spec : job.gguf->tensors)
+      report.num_parameters += std::accumulate(spec.shape.begin(), spec.shape.end(), std::uint64_t{1},
+                                               [](std::uint64_t n, std::int64_t d) { return n * static_cast<std::uint64_t>(d); });
+  }
   job.header_metadata.insert({"format", "pt"});
-  OutputLayout layout = plan_safetensors(specs, job.single_file ? 0 : options_.max_shard_bytes, job.header_metadata, "model", job.index_metadata);
+  OutputLayout layout = job.gguf ? plan_gguf_output(job, output, options_.max_shard_bytes)
+                                 : plan_safetensors(specs, job.single_file ? 0 : options_.max_shard_bytes, job.header_metadata, "model", job.index_metadata);
+  // A GGUF model of several parts is a folder.
+  const fs::path destination = job.gguf && job.single_file && layout.files.size() > 1 ? fs::path(output).replace_extension() : output;
+  if (destination != output) {
+    job.single_file = false;
+    report.output = destination;
+    refuse_input_as_output(job, destination);
+  }
   if (job.single_file) layout.files.front().name = output.filename().string();
   report.size_bytes = layout.tensor_bytes;
   for (const OutputLayout::FilePlan& file : layout.files) report.files.push_back(file.name);
@@ -207,7 +243,7 @@ JobBatch::Result JobBatch::add(OutputJob job, const fs::path& output, bool needs
     entry->job = std::move(job);
     entries_.push_back(std::move(entry));
     try {
-      make_output(*entries_.back(), std::move(layout), output);
+      make_output(*entries_.back(), std::move(layout), destination);
     } catch (const Error& e) {
       fail(e);
     }
@@ -372,7 +408,8 @@ std::vector<JobReport> JobBatch::carry_out() {
   const StreamResult done = run_tensor_stream(
       walk,
       [&](std::size_t tensor, std::uint64_t offset, std::span<const std::byte> data) {
-        entries_[places[tensor].first]->output->write_tensor(places[tensor].second, offset, data);
+        const Entry& entry = *entries_[places[tensor].first];
+        write_part(*entry.output, entry.job, places[tensor].second, offset, data);
       },
       options_, what_, [&](std::size_t tensor) { entries_[places[tensor].first]->output->finish_tensor(places[tensor].second, *walk[tensor].warnings); });
   if (options_.cancel != nullptr && options_.cancel->load()) throw Error(ErrorCode::interrupted, "interrupted");

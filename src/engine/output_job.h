@@ -2,11 +2,13 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "checkpoint/journal.h"
 #include "checkpoint/output.h"
+#include "checkpoint/gguf_writer.h"
 #include "engine/merge_tokenizer.h"
 #include "engine/tensor_stream.h"
 #include "weft/job.h"
@@ -23,7 +25,14 @@ struct OutputJob {
   std::vector<std::filesystem::path> input_paths;             ///< must not be the output
   std::map<std::string, std::string> header_metadata;         ///< beside "format": "pt"
   std::map<std::string, std::string> index_metadata;
-  bool single_file = false;                                   ///< the output is one .safetensors file; no companions
+  bool single_file = false;                                   ///< the output is one file; no companions
+  /// The output is GGUF: what each tensor is stored as, and the metadata.
+  struct Gguf {
+    GgufMetadata metadata;
+    std::vector<GgufTensorSpec> tensors;
+    std::vector<bool> encodes;  ///< one a tensor: its float32 values become blocks on their way; otherwise what the walk gives is stored
+  };
+  std::optional<Gguf> gguf;
   /// What else decides the result, beside the plan of the tensors, the inputs and the options of every job: a config's text, say. Empty: the job cannot
   /// go on after it was stopped.
   std::vector<JournalHead::Ingredient> ingredients;

@@ -16,8 +16,8 @@
 HWY_BEFORE_NAMESPACE();
 namespace weft::math::HWY_NAMESPACE {
 
-// Each type is unpacked to one signed byte a value by plain loops of fixed length, which compilers turn into byte vectors; the bytes are then widened
-// and scaled by explicit vectors.
+// Each type is unpacked to one signed byte a value, those of 256 by plain loops of fixed length, which compilers turn into byte vectors; the bytes
+// are then widened and scaled by explicit vectors.
 
 HWY_INLINE float HalfAt(const std::uint8_t* p) {
   std::uint16_t code = 0;
@@ -58,6 +58,7 @@ HWY_INLINE void ScaleSub(const std::int8_t* q, float scale, float offset, float*
 
 // ---- Blocks of 32
 
+#if HWY_TARGET == HWY_SCALAR
 HWY_INLINE void Nibbles(const std::uint8_t* qs, int minus, std::int8_t* q) {
   for (int i = 0; i < 16; ++i) q[i] = static_cast<std::int8_t>((qs[i] & 15) - minus);
   for (int i = 0; i < 16; ++i) q[16 + i] = static_cast<std::int8_t>((qs[i] >> 4) - minus);
@@ -65,16 +66,48 @@ HWY_INLINE void Nibbles(const std::uint8_t* qs, int minus, std::int8_t* q) {
 
 /// Nibbles with a fifth bit each out of a word.
 HWY_INLINE void FiveBits(const std::uint8_t* high, const std::uint8_t* qs, int minus, std::int8_t* q) {
-  // The eight bits of a byte spread over eight bytes: the product puts bit i of the byte at bit 7 of byte i, in reverse, without carries between
-  // them.
-  static_assert(std::endian::native == std::endian::little);
-  std::uint64_t spread[4];
-  for (int b = 0; b < 4; ++b) spread[b] = (high[b] * std::uint64_t{0x0101010101010101} & std::uint64_t{0x8040201008040201});
-  std::uint8_t bits[32];
-  std::memcpy(bits, spread, sizeof(bits));
-  for (int i = 0; i < 16; ++i) q[i] = static_cast<std::int8_t>(((qs[i] & 15) | (bits[i] != 0 ? 16 : 0)) - minus);
-  for (int i = 0; i < 16; ++i) q[16 + i] = static_cast<std::int8_t>(((qs[i] >> 4) | (bits[16 + i] != 0 ? 16 : 0)) - minus);
+  for (int i = 0; i < 32; ++i) {
+    const int nibble = i < 16 ? qs[i] & 15 : qs[i - 16] >> 4;
+    q[i] = static_cast<std::int8_t>((nibble | ((high[i / 8] >> (i % 8)) & 1) << 4) - minus);
+  }
 }
+#else
+using Bytes16 = hn::FixedTag<std::uint8_t, 16>;
+
+HWY_INLINE hn::Vec<Bytes16> HighNibbles(hn::Vec<Bytes16> v) {
+  // There is no shift of bytes: what comes in from the neighbour is masked off.
+  const Bytes16 d;
+  const hn::Repartition<std::uint16_t, Bytes16> d16;
+  return hn::And(hn::BitCast(d, hn::ShiftRight<4>(hn::BitCast(d16, v))), hn::Set(d, std::uint8_t{15}));
+}
+
+HWY_INLINE void Nibbles(const std::uint8_t* qs, int minus, std::int8_t* q) {
+  const Bytes16 d;
+  const hn::RebindToSigned<Bytes16> di;
+  const auto v = hn::LoadU(d, qs);
+  const auto m = hn::Set(d, static_cast<std::uint8_t>(minus));
+  hn::StoreU(hn::BitCast(di, hn::Sub(hn::And(v, hn::Set(d, std::uint8_t{15})), m)), di, q);
+  hn::StoreU(hn::BitCast(di, hn::Sub(HighNibbles(v), m)), di, q + 16);
+}
+
+/// Nibbles with a fifth bit each out of a word.
+HWY_INLINE void FiveBits(const std::uint8_t* high, const std::uint8_t* qs, int minus, std::int8_t* q) {
+  const Bytes16 d;
+  const hn::RebindToSigned<Bytes16> di;
+  // The eight bits of a byte, each alone in a byte of its own: bit i of the byte stays at bit i of byte i.
+  static_assert(std::endian::native == std::endian::little);
+  alignas(16) std::uint64_t spread[4];
+  for (int b = 0; b < 4; ++b) spread[b] = high[b] * std::uint64_t{0x0101010101010101} & std::uint64_t{0x8040201008040201};
+  const auto* bits = reinterpret_cast<const std::uint8_t*>(spread);
+  const auto fifth = [&](int at) {
+    return hn::AndNot(hn::VecFromMask(d, hn::Eq(hn::LoadU(d, bits + at), hn::Zero(d))), hn::Set(d, std::uint8_t{16}));
+  };
+  const auto v = hn::LoadU(d, qs);
+  const auto m = hn::Set(d, static_cast<std::uint8_t>(minus));
+  hn::StoreU(hn::BitCast(di, hn::Sub(hn::Or(hn::And(v, hn::Set(d, std::uint8_t{15})), fifth(0)), m)), di, q);
+  hn::StoreU(hn::BitCast(di, hn::Sub(hn::Or(HighNibbles(v), fifth(16)), m)), di, q + 16);
+}
+#endif
 
 void DecodeQ4_0(const std::uint8_t* in, std::size_t n, float* out) {
   alignas(64) std::int8_t q[32];
@@ -117,14 +150,12 @@ HWY_INLINE void LookUp(const std::uint8_t* qs, std::int8_t* q) {
     q[16 + i] = kNonlinear[qs[i] >> 4];
   }
 #else
-  const hn::FixedTag<std::uint8_t, 16> d;
-  const hn::FixedTag<std::int8_t, 16> di;
+  const Bytes16 d;
+  const hn::RebindToSigned<Bytes16> di;
   const auto table = hn::BitCast(d, hn::LoadU(di, kNonlinear));
   const auto v = hn::LoadU(d, qs);
-  // There is no shift of bytes: what comes in from the neighbour is masked off.
-  const hn::Repartition<std::uint16_t, decltype(d)> d16;
   const auto mask = hn::Set(d, std::uint8_t{15});
-  const auto high = hn::And(hn::BitCast(d, hn::ShiftRight<4>(hn::BitCast(d16, v))), mask);
+  const auto high = HighNibbles(v);
   hn::StoreU(hn::BitCast(di, hn::TableLookupBytes(table, hn::And(v, mask))), di, q);
   hn::StoreU(hn::BitCast(di, hn::TableLookupBytes(table, high)), di, q + 16);
 #endif
