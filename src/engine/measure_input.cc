@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <charconv>
 #include <cstring>
+#include <utility>
 
+#include "adapt/folded_model.h"
+#include "checkpoint/model_folder.h"
 #include "engine/model_config.h"
 #include "math/convert.h"
 #include "weft/error.h"
@@ -13,7 +16,13 @@ namespace weft::engine {
 MeasuredInput open_measured(const std::string& model) {
   MeasuredInput input;
   input.written = model;
-  input.checkpoint = open_checkpoint(model);
+  const adapt::ModelWithAdapters parts = adapt::split_adapters(model);
+  input.checkpoint = open_checkpoint(parts.model);
+  // What an adapter adds is often less than a step of the model's type, and rounding to that would add directions of noise.
+  for (const std::string& adapter : parts.adapters)
+    input.checkpoint =
+        adapt::fold_adapter(std::move(input.checkpoint), std::make_shared<const adapt::Adapter>(adapt::open_adapter(resolve_model(adapter).path)),
+                            {.dtype = DType::f32, .only_changed = true});
   input.warnings.assign(input.checkpoint->warnings().begin(), input.checkpoint->warnings().end());
   if (const auto folder = folder_of_model(input.checkpoint->path())) {
     try {
@@ -28,6 +37,24 @@ MeasuredInput open_measured(const std::string& model) {
     }
   }
   return input;
+}
+
+model::Role MeasuredInput::role(std::string_view tensor) const {
+  const model::Role known = model::role_of(architecture, tensor);
+  if (known != model::Role::unknown || checkpoint->container() != "gguf") return known;
+  // llama.cpp's names, the same for every architecture.
+  using model::Role;
+  constexpr std::pair<std::string_view, Role> kNames[] = {
+      {"token_embd", Role::embed}, {"output", Role::head},         {"attn_q", Role::q},           {"attn_k", Role::k},
+      {"attn_v", Role::v},         {"attn_output", Role::o},       {"attn_qkv", Role::qkv},       {"ffn_gate", Role::gate},
+      {"ffn_up", Role::up},        {"ffn_down", Role::down},       {"attn_norm", Role::norm},     {"ffn_norm", Role::norm},
+      {"output_norm", Role::norm}, {"ffn_gate_inp", Role::router}, {"attn_q_norm", Role::q_norm}, {"attn_k_norm", Role::k_norm}};
+  if (!tensor.ends_with(".weight")) return known;
+  tensor.remove_suffix(std::string_view(".weight").size());
+  tensor.remove_prefix(tensor.rfind('.') + 1);
+  for (const auto& [name, role] : kNames)
+    if (tensor == name) return role;
+  return known;
 }
 
 int MeasuredInput::block(std::string_view tensor) const {

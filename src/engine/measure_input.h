@@ -22,7 +22,7 @@ struct MeasuredInput {
   const model::Architecture* architecture = nullptr;
   std::vector<std::string> warnings;
 
-  [[nodiscard]] model::Role role(std::string_view tensor) const { return model::role_of(architecture, tensor); }
+  [[nodiscard]] model::Role role(std::string_view tensor) const;
   /// -1 outside of the layers.
   [[nodiscard]] int block(std::string_view tensor) const;
   /// -1 where there is none.
