@@ -38,8 +38,7 @@ inline std::string mutated_text(Random& random, std::string text) {
                                        "num_hidden_layers",
                                        "text_config",
                                        "\xc3\xa9",
-                                       "a\x01"
-                                       "b"};
+                                       "a\x01z"};
   if (below(random, 3) == 0) return kTexts[below(random, std::size(kTexts))];
   const std::size_t size = text.size();
   text.resize(size + 16);

@@ -12,6 +12,7 @@
 #include "base/check.h"
 #include "base/text.h"
 #include "base/threads.h"
+#include "checkpoint/first_file.h"
 #include "checkpoint/json.h"
 #include "weft/error.h"
 
@@ -216,6 +217,7 @@ void Output::create_files(OutputLayout layout, OutputOptions options) {
   head.output = staging_.target().string();
   head.num_tensors = layout_.tensors.size();
   head.size_bytes = layout_.tensor_bytes;
+  if (has_journal()) head.ingredients.push_back({std::string(kFirstFile), layout_.files.front().name});
   try {
     if (staging_.unfinished()) {
       open_recorded_files();

@@ -13,6 +13,7 @@
 #include "base/check.h"
 #include "base/philox.h"
 #include "base/text.h"
+#include "checkpoint/first_file.h"
 
 namespace weft {
 namespace {
@@ -83,6 +84,12 @@ bool is_working_folder_name(std::string_view name) {
   if (name.size() < kMark.size() + 10 || name.front() != '.') return false;
   const std::string_view hash = name.substr(name.size() - 8);
   return name.substr(name.size() - 8 - kMark.size(), kMark.size()) == kMark && hash.find_first_not_of("0123456789abcdef") == std::string_view::npos;
+}
+
+bool is_placed(const fs::path& content, const JournalHead& head) {
+  for (const JournalHead::Ingredient& ingredient : head.ingredients)
+    if (ingredient.name == kFirstFile) return path_kind(content / ingredient.value) != PathKind::file;
+  return false;
 }
 
 bool is_locked(const fs::path& working_folder) {
@@ -204,7 +211,8 @@ void Staging::find_unfinished() {
   keep_folder_ = true;
   std::optional<Journal::Content> found = Journal::read(folder_ / kJournal);
   // Another inode: the finished output was exchanged with this one, which is the old output, on its way out.
-  if (found && !found->records.empty() && path_kind(content_) == PathKind::folder && found->head.content_inode == content_inode()) {
+  if (found && !found->records.empty() && path_kind(content_) == PathKind::folder && found->head.content_inode == content_inode() &&
+      !is_placed(content_, found->head)) {
     unfinished_ = std::move(found);
   } else {
     keep_folder_ = false;

@@ -8,6 +8,7 @@
 #include "base/file.h"
 #include "base/text.h"
 #include "checkpoint/journal.h"
+#include "checkpoint/first_file.h"
 #include "checkpoint/staging.h"
 #include "weft/error.h"
 #include "weft/job.h"
@@ -37,7 +38,7 @@ UnfinishedJob look_at(const fs::path& folder) {
   std::error_code ignored;
   struct ::stat facts {};
   job.resumable = !job.running && job.num_finished > 0 && SystemCalls::current().stat((folder / "new").c_str(), &facts) == 0 &&
-                  facts.st_ino == journal->head.content_inode;
+                  facts.st_ino == journal->head.content_inode && !is_placed(folder / "new", journal->head);
   return job;
 }
 

@@ -140,8 +140,25 @@ bool is_old_or_new(const Scenario& scenario, const Contents& now, const Contents
   return complete.contains(name) && (complete.at(name) == bytes || (before.contains(name) && before.at(name) == bytes));
 }
 
+/// Empty, and always the same: outputs tell the paths of what they were made from.
+class Place {
+ public:
+  Place() : path_(root() / "t") {
+    fs::remove_all(path_);
+    fs::create_directory(path_);
+  }
+  [[nodiscard]] const fs::path& path() const { return path_; }
+
+ private:
+  static const fs::path& root() {
+    static const testing::TemporaryFolder folder(testing::memory_folder());
+    return folder.path();
+  }
+  fs::path path_;
+};
+
 Contents complete_of(const Scenario& scenario) {
-  const testing::TemporaryFolder temp(testing::memory_folder());
+  const Place temp;
   prepare(scenario, temp.path());
   scenario.run(temp.path());
   return destination_of(scenario, temp.path());
@@ -185,7 +202,7 @@ void expect_every_fault_is_survived(int error, bool for_good) {
     const Contents complete = complete_of(scenario);
     for (std::uint64_t n = 1;; ++n) {
       ASSERT_LT(n, 2000u) << "the job never succeeds";
-      const testing::TemporaryFolder temp(testing::memory_folder());
+      const Place temp;
       prepare(scenario, temp.path());
       const Contents before = destination_of(scenario, temp.path());
       FaultCalls calls(
@@ -234,7 +251,7 @@ TEST(JobFaults, a_call_that_is_interrupted_for_ever_ends_in_an_error) { expect_e
 TEST(JobFaults, short_reads_and_writes_change_no_byte) {
   for (const Scenario& scenario : scenarios()) {
     const Contents complete = complete_of(scenario);
-    const testing::TemporaryFolder temp(testing::memory_folder());
+    const Place temp;
     prepare(scenario, temp.path());
     FaultCalls calls({.shorten = true});
     const ScopedSystemCalls scoped(calls);
@@ -290,7 +307,7 @@ TEST(JobKills, a_process_that_dies_at_any_step_leaves_the_old_or_the_new_and_can
     const Contents complete = complete_of(scenario);
     for (std::uint64_t n = 1;; ++n) {
       ASSERT_LT(n, 2000u);
-      const testing::TemporaryFolder temp(testing::memory_folder());
+      const Place temp;
       prepare(scenario, temp.path());
       const Contents before = destination_of(scenario, temp.path());
       const bool ended = run_and_kill_at(scenario, temp.path(), n);
@@ -416,8 +433,7 @@ class PowerCalls : public SystemCalls {
 TEST(JobPower, a_power_failure_at_any_step_leaves_the_old_or_the_new_never_a_mixture) {
   for (const Scenario& scenario : scenarios()) {
     const Contents complete = complete_of(scenario);
-    // On its own: inodes must not be used again while pictures are compared.
-    const testing::TemporaryFolder temp(testing::memory_folder());
+    const Place temp;
     prepare(scenario, temp.path());
     const Contents before = destination_of(scenario, temp.path());
     int steps = 0;
