@@ -422,8 +422,16 @@ void PatternCounts::add(std::span<const std::uint16_t> patterns) {
     for (; i < piece.size(); ++i) ++first[piece[i]];
     unfolded_ += piece.size();
 
-    std::uint16_t largest = 0;
-    for (const std::uint16_t pattern : piece) largest = std::max<std::uint16_t>(largest, pattern & 0x7FFF);
+    // Fixed groups, which compilers turn into vectors; then what is left.
+    constexpr std::size_t kGroup = 64;
+    std::array<std::uint16_t, kGroup> most{};
+    std::size_t at = 0;
+    for (; at + kGroup <= piece.size(); at += kGroup) {
+      const std::uint16_t* group = &piece[at];
+      for (std::size_t k = 0; k < kGroup; ++k) most[k] = std::max<std::uint16_t>(most[k], group[k] & 0x7FFF);
+    }
+    std::uint16_t largest = *std::max_element(most.begin(), most.end());
+    for (; at < piece.size(); ++at) largest = std::max<std::uint16_t>(largest, piece[at] & 0x7FFF);
     const auto find = [&](auto&& wanted) {
       return num_elements_ + static_cast<std::uint64_t>(std::find_if(piece.begin(), piece.end(), wanted) - piece.begin());
     };
