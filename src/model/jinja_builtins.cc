@@ -127,41 +127,40 @@ std::string capitalize(std::string_view text) {
   return out + lower_text(from_code_points({list.begin() + 1, list.end()}));
 }
 
-/// str.title(): a letter behind what is no letter is large.
-std::string title_method(std::string_view text) {
+/// Words begin with what `begins` says; the rest of each is small. is_inside(c): whether a character is of a word.
+template <typename Inside>
+std::string title_words(std::string_view text, Inside&& is_inside, void (*put_first)(std::string&, char32_t)) {
   std::string out;
+  std::vector<char32_t> rest;
   bool inside = false;
+  const auto flush = [&] {
+    // Small letters depend on their neighbours, so the whole rest of a word is changed at once, behind a letter.
+    if (!rest.empty()) out += lower_text("a" + from_code_points(rest)).substr(1);
+    rest.clear();
+  };
   for (const char32_t c : code_points(text)) {
-    if (is_cased(c)) {
-      if (inside)
-        append_utf8(out, lower_case(c).first);
-      else
-        append_title(out, c);
-      inside = true;
-    } else {
-      append_utf8(out, c);
-      inside = false;
-    }
-  }
-  return out;
-}
-
-/// The filter: words are what spaces, dashes and opening brackets separate.
-std::string title_filter(std::string_view text) {
-  std::string out;
-  bool inside = false;
-  for (const char32_t c : code_points(text)) {
-    if (is_python_space(c) || c == '-' || c == '(' || c == '{' || c == '[' || c == '<') {
+    if (!is_inside(c)) {
+      flush();
       append_utf8(out, c);
       inside = false;
     } else if (inside) {
-      append_utf8(out, lower_case(c).first);
+      rest.push_back(c);
     } else {
-      append_upper(out, c);
+      put_first(out, c);
       inside = true;
     }
   }
+  flush();
   return out;
+}
+
+/// str.title(): a letter behind what is no letter is large.
+std::string title_method(std::string_view text) { return title_words(text, is_cased, append_title); }
+
+/// The filter: words are what spaces, dashes and opening brackets separate.
+std::string title_filter(std::string_view text) {
+  return title_words(
+      text, [](char32_t c) { return !(is_python_space(c) || c == '-' || c == '(' || c == '{' || c == '[' || c == '<'); }, append_upper);
 }
 
 enum class Side { both, left, right };
@@ -807,6 +806,9 @@ const std::map<std::string, Test, std::less<>>& tests() {
     t["divisibleby"] = [](const Value& v, const Arguments& a, Meter& m) { return !arithmetic("%", v, other(a), m).truthy(); };
     t["eq"] = t["equalto"] = [](const Value& v, const Arguments& a, Meter& m) { return equal(v, other(a), m); };
     t["sameas"] = [](const Value& v, const Arguments& a, Meter& m) {
+      // The same object: lists and dicts by place, all else by value.
+      if (v.as_list() != nullptr) return v.as_list() == other(a).as_list();
+      if (v.as_dict() != nullptr) return v.as_dict() == other(a).as_dict();
       return v.storage().index() == other(a).storage().index() && equal(v, other(a), m);
     };
     t["ne"] = [](const Value& v, const Arguments& a, Meter& m) { return !equal(v, other(a), m); };

@@ -104,7 +104,7 @@ void trim_offsets(Encoding& encoding, bool add_prefix_space) {
     }
     auto& [begin, end] = encoding.offsets[i];
     if (leading > 0) {
-      if (add_prefix_space && (i == 0 || begin == 0)) --leading;
+      if (add_prefix_space && leading == 1 && (i == 0 || begin == 0)) leading = 0;  // the one that was put there
       begin = std::min(begin + leading, end);
     }
     if (trailing > 0 && end >= trailing) end = std::max(end - trailing, begin);

@@ -4,8 +4,10 @@
 
 #include "base/file.h"
 #include "base/text.h"
+#include "checkpoint/gguf_header.h"
 #include "checkpoint/json.h"
 #include "model/bpe_model.h"
+#include "model/gguf_tokenizer.h"
 #include "model/json_fields.h"
 #include "model/tokenizer.h"
 #include "model/tokenizer_impl.h"
@@ -288,6 +290,8 @@ Tokenizer Tokenizer::open(const std::filesystem::path& path) {
   if (kind == PathKind::file) {
     const std::string extension = path.extension().string();
     if (extension == ".json") return from_json(read_json_file(path), nullptr, path);
+    if (extension == ".gguf")
+      return make_gguf_tokenizer(read_gguf_vocabulary(read_gguf_header(File(path, FileMode::read), GgufLists::keep_all).metadata, path), path);
     if (extension == ".model") return from_sentencepiece(read_text_file(path, kMaxSentencePieceBytes), nullptr, path);
     return open(path.parent_path());
   }
