@@ -14,7 +14,7 @@ namespace {
 
 using namespace jinja;
 
-constexpr std::uint64_t kMaxSteps = 20'000'000;
+constexpr std::uint64_t kMaxSteps = 5'000'000;  // a conversation of a thousand messages takes some 100,000
 constexpr std::size_t kMaxOutputBytes = std::size_t{64} << 20;
 constexpr int kMaxDepth = 1500;  // of evaluation: about a kilobyte of stack each
 constexpr int kMaxCalls = 100;   // macros in macros
@@ -209,6 +209,7 @@ class Run {
     ++loop_depth_;
     const auto changed = std::make_shared<std::optional<List>>();
     for (std::size_t i = 0; i < items.size(); ++i) {
+      meter_.charge(20);  // the loop's own variables
       const ScopePtr own = inner(scope);
       own->set("loop", loop_object(items, i, changed));
       assign(node, own, items[i]);
