@@ -97,7 +97,7 @@ Command run_command() {
       "OUT counts before the recipe's own 'output'. Paths are relative to the current folder.";
   command.example = "weft run examples/recipe.yml --dry-run";
   command.positional("RECIPE", arguments->recipe, "a recipe (YAML)");
-  Option& output = command.positional("OUT", arguments->output, "a folder, or a file whose name ends in .safetensors");
+  Option& output = command.positional("OUT", arguments->output, "a folder, or a file whose name ends in .safetensors or .gguf");
   output.required = false;
   output.default_text = "the recipe's output";
   command.group("Running the steps");

@@ -1,6 +1,7 @@
 #include "weft/moe.h"
 
 #include <fmt/format.h>
+#include <stdlib.h>
 
 #include <algorithm>
 #include <cmath>
@@ -24,6 +25,7 @@
 #include "model/config_json.h"
 #include "model/tokenizer.h"
 #include "weft/error.h"
+#include "weft/forward.h"
 #include "weft/version.h"
 
 // Mixtures of experts from dense models, as mergekit-moe makes them.
@@ -46,13 +48,15 @@ struct Expert {
   bool operator==(const Expert&) const = default;
 };
 
-enum class Gate { random, uniform_random, cheap_embed };
+enum class Gate { random, uniform_random, cheap_embed, hidden_last, hidden_avg };
+/// Made of prompts.
+bool uses_prompts(Gate gate) { return gate != Gate::random && gate != Gate::uniform_random; }
 
 struct MoeConfig {
   std::string base;
   std::vector<Expert> experts;
   std::vector<Expert> shared;
-  Gate gate = Gate::cheap_embed;
+  Gate gate = Gate::hidden_last;
   std::optional<DType> dtype;
   std::uint64_t experts_per_token = 2;
   std::string architecture;
@@ -134,12 +138,13 @@ class ConfigReader {
       config.gate = Gate::uniform_random;
     } else if (name == "cheap_embed") {
       config.gate = Gate::cheap_embed;
-    } else if (name == "hidden" || name == "hidden_avg" || name == "hidden_last") {
-      throw Error(ErrorCode::unsupported,
-                  fmt::format("gates from hidden states (gate_mode {}{}) cannot be made yet", name, mode == nullptr ? ", the default" : ""),
-                  {.file = file_, .key = "gate_mode"}, "use gate_mode: cheap_embed, which needs no forward pass, or random and train the routers");
+    } else if (name == "hidden" || name == "hidden_last") {
+      config.gate = Gate::hidden_last;
+    } else if (name == "hidden_avg") {
+      config.gate = Gate::hidden_avg;
     } else {
-      fail("gate_mode", mode->place, "unknown gate_mode '" + printable(name) + "'", "one of cheap_embed, random, uniform_random");
+      fail("gate_mode", mode->place, "unknown gate_mode '" + printable(name) + "'",
+           "one of hidden, hidden_avg, hidden_last, cheap_embed, random, uniform_random");
     }
   }
 
@@ -192,7 +197,7 @@ class ConfigReader {
     constexpr std::size_t kMostExperts = 4096;
     if (config.experts.size() > kMostExperts) fail("experts", {}, fmt::format("there are more than {} experts", kMostExperts), "check the config");
     if (config.gate == Gate::random) return;
-    if (config.gate == Gate::cheap_embed) {
+    if (uses_prompts(config.gate)) {
       for (std::size_t i = 0; i < config.experts.size(); ++i)
         if (config.experts[i].positive.empty())
           fail(fmt::format("experts[{}].positive_prompts", i), {}, fmt::format("expert {} has no positive prompts", i),
@@ -262,6 +267,22 @@ std::string model_type(const LazyModel& model) {
   const Json* type = model.parts.config ? model.parts.config->find("model_type") : nullptr;
   return type != nullptr && type->string() != nullptr ? *type->string() : std::string();
 }
+
+/// Removed with what is in it.
+struct Scratch {
+  Scratch() {
+    std::string pattern = (fs::temp_directory_path() / "weft-moe-XXXXXX").string();
+    if (::mkdtemp(pattern.data()) == nullptr) throw Error(ErrorCode::io, "cannot make a temporary folder", {.file = pattern});
+    path = pattern;
+  }
+  ~Scratch() {
+    std::error_code ignored;
+    fs::remove_all(path, ignored);
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  fs::path path;
+};
 
 class Builder {
  public:
@@ -341,7 +362,7 @@ class Builder {
         return llama ? "" : "its models are Llama or Mistral models";
       case Form::qwen2:
         if (config_.shared.size() != 1) return "it needs exactly one shared expert";
-        if (config_.gate == Gate::cheap_embed && config_.shared.front().positive.empty()) return "its shared expert needs prompts";
+        if (uses_prompts(config_.gate) && config_.shared.front().positive.empty()) return "its shared expert needs prompts";
         return llama || type == "qwen2" ? "" : "its models are Qwen2, Llama or Mistral models";
       case Form::qwen3:
         if (!config_.shared.empty()) return "it has no shared experts";
@@ -491,11 +512,12 @@ class Builder {
 
   void add_routers(LazyModel& out) {
     const std::size_t num_shared = form_ == Form::qwen2 ? 1 : 0;
-    std::vector<std::vector<float>> rows;
-    if (config_.gate == Gate::cheap_embed) {
-      for (const Expert& expert : config_.experts) rows.push_back(prompt_row(expert));
-      if (num_shared != 0) rows.push_back(prompt_row(config_.shared.front()));
-      warn_alike(rows, out.warnings);
+    // A row of each layer for each expert.
+    std::vector<std::vector<std::vector<float>>> rows;
+    if (uses_prompts(config_.gate)) {
+      for (const Expert& expert : config_.experts) rows.push_back(prompt_rows(expert));
+      if (num_shared != 0) rows.push_back(prompt_rows(config_.shared.front()));
+      if (!options_.dry_run) warn_alike(rows, out.warnings);
     }
     const auto width = static_cast<std::size_t>(hidden_);
     for (std::int64_t layer = 0; layer < num_layers_; ++layer) {
@@ -504,7 +526,8 @@ class Builder {
         std::vector<float> values(count * width);
         for (std::size_t e = 0; e < count; ++e) {
           for (std::size_t i = 0; i < width; ++i)
-            values[e * width + i] = config_.gate == Gate::cheap_embed ? rows[first + e][i] : random_value(name, e * width + i);
+            values[e * width + i] =
+                uses_prompts(config_.gate) ? rows[first + e][static_cast<std::size_t>(layer)][i] : random_value(name, e * width + i);
         }
         literal(out, name, {static_cast<std::int64_t>(count), hidden_}, values);
       };
@@ -520,15 +543,62 @@ class Builder {
     return static_cast<float>(static_cast<double>(first.uniform(element)) * 2 * bound - bound);
   }
 
-  /// Unit-length sum of the embeddings of all tokens of the positive prompts, minus that of the negative ones, unit-length again.
-  std::vector<float> prompt_row(const Expert& expert) {
-    std::vector<double> row = embedded(expert.positive);
+  /// For each layer, the unit-length difference of what the positive and the negative prompts look like there.
+  std::vector<std::vector<float>> prompt_rows(const Expert& expert) {
+    const auto states = [this](const std::vector<std::string>& prompts) {
+      if (config_.gate != Gate::cheap_embed) return hidden_states(prompts);
+      // The same for each layer.
+      return std::vector<std::vector<double>>(static_cast<std::size_t>(num_layers_), embedded(prompts));
+    };
+    std::vector<std::vector<double>> rows = states(expert.positive);
     if (!expert.negative.empty()) {
-      const std::vector<double> minus = embedded(expert.negative);
-      for (std::size_t i = 0; i < row.size(); ++i) row[i] -= minus[i];
+      const std::vector<std::vector<double>> minus = states(expert.negative);
+      for (std::size_t layer = 0; layer < rows.size(); ++layer)
+        for (std::size_t i = 0; i < rows[layer].size(); ++i) rows[layer][i] -= minus[layer][i];
     }
-    normalise(row);
-    return {row.begin(), row.end()};
+    std::vector<std::vector<float>> out;
+    for (std::vector<double>& row : rows) {
+      normalise(row);
+      out.emplace_back(row.begin(), row.end());
+    }
+    return out;
+  }
+
+  /// What enters each layer of the base at the last token (or the mean over all tokens), mean over the prompts.
+  std::vector<std::vector<double>> hidden_states(const std::vector<std::string>& prompts) {
+    const auto width = static_cast<std::size_t>(hidden_);
+    std::vector<std::vector<double>> sums(static_cast<std::size_t>(num_layers_), std::vector<double>(width, 0.0));
+    if (options_.dry_run) return sums;
+    std::vector<ForwardInput> inputs;
+    for (const std::string& prompt : prompts) inputs.push_back({.ids = tokens_of(prompt), .types = {}, .text = {}});
+    ForwardOptions run;
+    static_cast<JobOptions&>(run) = static_cast<const JobOptions&>(options_);
+    run.what = ForwardOptions::What::blocks;
+    run.force = true;
+    run.on_progress = nullptr;
+    run.on_warning = nullptr;
+    const Scratch scratch;
+    const fs::path file = scratch.path / "states.safetensors";
+    static_cast<void>(forward(config_.base, inputs, file, run));
+    const std::shared_ptr<const Checkpoint> states = open_checkpoint(file.string());
+    for (std::size_t p = 0; p < inputs.size(); ++p) {
+      const std::size_t length = inputs[p].ids.size();
+      const std::size_t first = config_.gate == Gate::hidden_avg ? 0 : length - 1;
+      const double share = 1.0 / static_cast<double>(length - first) / static_cast<double>(inputs.size());
+      for (std::size_t layer = 0; layer < sums.size(); ++layer) {
+        for (std::size_t t = first; t < length; ++t) {
+          std::vector<float> row(width);
+          if (layer == 0) {
+            row = embedding_row(inputs[p].ids[t]);
+          } else {
+            const TensorInfo& block = states->tensor(fmt::format("{}.block{}", p, layer - 1));
+            states->read_bytes(block, t * width * sizeof(float), std::as_writable_bytes(std::span(row)));
+          }
+          for (std::size_t i = 0; i < width; ++i) sums[layer][i] += share * static_cast<double>(row[i]);
+        }
+      }
+    }
+    return sums;
   }
 
   static void normalise(std::vector<double>& row) {
@@ -538,8 +608,17 @@ class Builder {
     for (double& x : row) x /= length;
   }
 
-  std::vector<double> embedded(const std::vector<std::string>& prompts) {
+  std::vector<std::uint32_t> tokens_of(const std::string& prompt) {
     if (!tokenizer_) tokenizer_ = model::Tokenizer::open(base_->input_paths.front());
+    std::string bos;
+    for (const model::NamedToken& token : tokenizer_->named_tokens())
+      if (token.name == "bos_token") bos = token.token;
+    std::vector<std::uint32_t> ids = tokenizer_->ids(bos + prompt, false);
+    if (ids.empty()) refuse("positive_prompts", "the prompt '" + printable(prompt) + "' has no tokens", "leave it out");
+    return ids;
+  }
+
+  std::vector<float> embedding_row(std::uint32_t id) const {
     const edit::Tensor* embed = nullptr;
     for (const edit::Tensor& tensor : base_->parts.tensors)
       if (tensor.name == "model.embed_tokens.weight") embed = &tensor;
@@ -547,21 +626,23 @@ class Builder {
         !is_decodable_float(embed->values.tensor->dtype))
       throw Error(ErrorCode::not_found, "the base has no embedding of tokens that prompts could be looked up in",
                   {.file = config_.base, .tensor = "model.embed_tokens.weight"}, "use gate_mode: random");
-    std::string bos;
-    for (const model::NamedToken& token : tokenizer_->named_tokens())
-      if (token.name == "bos_token") bos = token.token;
     const TensorInfo& info = *embed->values.tensor;
-    const std::uint64_t row_bytes = static_cast<std::uint64_t>(hidden_) * static_cast<std::uint64_t>(weft::info(info.dtype).bits) / 8;
-    std::vector<std::byte> bytes(static_cast<std::size_t>(row_bytes));
+    if (id >= static_cast<std::uint64_t>(info.shape[0]))
+      throw Error(ErrorCode::corrupt, fmt::format("the tokenizer gives token {}, but the embedding has {} rows", id, info.shape[0]),
+                  {.file = config_.base}, "the tokenizer is another model's");
+    std::vector<std::byte> bytes(static_cast<std::size_t>(hidden_) * static_cast<std::size_t>(weft::info(info.dtype).bits) / 8);
     std::vector<float> values(static_cast<std::size_t>(hidden_));
-    std::vector<double> sum(values.size(), 0.0);
+    embed->values.checkpoint->read_bytes(info, std::uint64_t{id} * bytes.size(), bytes);
+    math::decode(info.dtype, bytes, values);
+    return values;
+  }
+
+  /// Unit-length sum of the embeddings of all tokens.
+  std::vector<double> embedded(const std::vector<std::string>& prompts) {
+    std::vector<double> sum(static_cast<std::size_t>(hidden_), 0.0);
     for (const std::string& prompt : prompts) {
-      for (const std::uint32_t id : tokenizer_->ids(bos + prompt, false)) {
-        if (id >= static_cast<std::uint64_t>(info.shape[0]))
-          throw Error(ErrorCode::corrupt, fmt::format("the tokenizer gives token {}, but the embedding has {} rows", id, info.shape[0]),
-                      {.file = config_.base}, "the tokenizer is another model's");
-        embed->values.checkpoint->read_bytes(info, id * row_bytes, bytes);
-        math::decode(info.dtype, bytes, values);
+      for (const std::uint32_t id : tokens_of(prompt)) {
+        const std::vector<float> values = embedding_row(id);
         for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += static_cast<double>(values[i]);
       }
     }
@@ -569,16 +650,19 @@ class Builder {
     return sum;
   }
 
-  static void warn_alike(const std::vector<std::vector<float>>& rows, std::vector<std::string>& warnings) {
+  static void warn_alike(const std::vector<std::vector<std::vector<float>>>& rows, std::vector<std::string>& warnings) {
     constexpr double kAlike = 0.98;
     for (std::size_t a = 0; a < rows.size(); ++a) {
       for (std::size_t b = a + 1; b < rows.size(); ++b) {
-        double cosine = 0;
-        for (std::size_t i = 0; i < rows[a].size(); ++i) cosine += static_cast<double>(rows[a][i]) * static_cast<double>(rows[b][i]);
-        if (cosine < kAlike) continue;
-        warnings.push_back(
-            fmt::format("the routers of experts {} and {} nearly agree (cosine {:.3f}): their prompts may be too similar", a, b, cosine));
-        return;
+        for (std::size_t layer = 0; layer < rows[a].size(); ++layer) {
+          double cosine = 0;
+          for (std::size_t i = 0; i < rows[a][layer].size(); ++i)
+            cosine += static_cast<double>(rows[a][layer][i]) * static_cast<double>(rows[b][layer][i]);
+          if (cosine < kAlike) continue;
+          warnings.push_back(fmt::format(
+              "the routers of experts {} and {} nearly agree (cosine {:.3f} in layer {}): their prompts may be too similar", a, b, cosine, layer));
+          return;
+        }
       }
     }
   }

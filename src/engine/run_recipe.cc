@@ -82,6 +82,8 @@ class Runner {
     engine::JobBatch batch(options_, "running");
     batch.add(std::move(job), output);
     static_cast<JobReport&>(report) = std::move(batch.run().front());
+    // The walk counts what it was given; where another step computed that, its inputs were read.
+    for (const auto& stream : streams_) report.bytes_read += stream->bytes_read() - stream->bytes_given();
     // What methods had to say where a tensor was read by another step.
     for (const auto& stream : streams_) {
       for (const std::string& warning : stream->method_warnings()) {

@@ -116,8 +116,9 @@ void StreamCheckpoint::prepare(Lazy& one) const {
   alone.push_back(std::move(one.tensor));
   alone.front().writes = false;
   try {
-    static_cast<void>(run_tensor_stream(
-        alone, [](std::size_t, std::uint64_t, std::span<const std::byte>) {}, options_, "reading"));
+    bytes_read_ += run_tensor_stream(
+                       alone, [](std::size_t, std::uint64_t, std::span<const std::byte>) {}, options_, "reading")
+                       .bytes_read;
   } catch (...) {
     one.tensor = std::move(alone.front());
     throw;
@@ -133,6 +134,7 @@ void StreamCheckpoint::read_bytes(const TensorInfo& tensor, std::uint64_t offset
   if (offset > own.size_bytes || out.size() > own.size_bytes - offset)
     throw Error(ErrorCode::internal, "bytes beyond the end of a tensor were asked for", {.tensor = tensor.name});
   std::call_once(one.prepared, [&] { prepare(one); });
+  bytes_given_ += out.size();
 
   const std::uint64_t tile_bytes = bytes_of(own.dtype, one.tile_elements);
   std::uint64_t widest = static_cast<std::uint64_t>(info(own.dtype).bits);
@@ -183,6 +185,7 @@ void StreamCheckpoint::compute(Lazy& one, std::uint64_t first, std::size_t count
     const TensorInfo& input = *tensor.inputs[i].tensor;
     raw[i].resize(checked_size(bytes_of(input.dtype, count), "chunk"));
     tensor.inputs[i].checkpoint->read_bytes(input, bytes_of(input.dtype, first), raw[i]);
+    bytes_read_ += raw[i].size();
   }
   bool as_is = false;
   if (one.copies) {

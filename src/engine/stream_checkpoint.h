@@ -1,4 +1,5 @@
 #pragma once
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -29,6 +30,9 @@ class StreamCheckpoint final : public Checkpoint {
   [[nodiscard]] const StreamTensor& plan(const TensorInfo& tensor) const;
   /// The plan of a tensor, to be run elsewhere; once, and the tensor can then not be read here. Nothing when it was taken.
   [[nodiscard]] std::optional<StreamTensor> take(const TensorInfo& tensor);
+  /// Bytes read from the inputs for what was read here, and bytes given to readers.
+  [[nodiscard]] std::uint64_t bytes_read() const noexcept { return bytes_read_; }
+  [[nodiscard]] std::uint64_t bytes_given() const noexcept { return bytes_given_; }
   /// What methods had to say about the tensors that were read here; those of one tensor are complete once all of it was read.
   [[nodiscard]] std::vector<std::string> method_warnings() const;
 
@@ -40,6 +44,8 @@ class StreamCheckpoint final : public Checkpoint {
 
   JobOptions options_;
   std::vector<std::unique_ptr<Lazy>> lazies_;
+  mutable std::atomic<std::uint64_t> bytes_read_{0};
+  mutable std::atomic<std::uint64_t> bytes_given_{0};
   mutable std::mutex turn_;  ///< one tensor's passes at a time
 };
 

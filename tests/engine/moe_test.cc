@@ -13,6 +13,7 @@
 #include "support/read_all.h"
 #include "support/temporary_folder.h"
 #include "weft/checkpoint.h"
+#include "weft/forward.h"
 
 namespace weft {
 namespace {
@@ -95,6 +96,33 @@ TEST(Moe, a_cheap_embed_router_is_the_unit_length_sum_of_the_prompts_embeddings)
   }
 }
 
+TEST(Moe, a_hidden_router_is_the_unit_length_state_that_enters_each_layer) {
+  TemporaryFolder folder;
+  build(config("hidden"), folder / "last");
+  build(config("hidden_avg"), folder / "mean");
+  const model::Tokenizer tokenizer = model::Tokenizer::open(kModels + "tiny-base");
+  std::string bos;
+  for (const model::NamedToken& token : tokenizer.named_tokens())
+    if (token.name == "bos_token") bos = token.token;
+  const std::vector<ForwardInput> inputs = {{.ids = tokenizer.ids(bos + "def f(x):", false), .types = {}, .text = {}}};
+  ForwardOptions options;
+  options.what = ForwardOptions::What::blocks;
+  static_cast<void>(forward(kModels + "tiny-base", inputs, folder / "states.safetensors", options));
+  const std::vector<float> states = testing::values_of(DType::f32, read_all(folder / "states.safetensors").at("0.block0"));
+  const std::size_t width = 256, tokens = states.size() / width;
+  for (const bool mean : {false, true}) {
+    std::vector<double> want(width, 0.0);
+    for (std::size_t t = mean ? 0 : tokens - 1; t < tokens; ++t)
+      for (std::size_t i = 0; i < width; ++i) want[i] += static_cast<double>(states[t * width + i]);
+    double square = 0;
+    for (const double x : want) square += x * x;
+    // The second expert has no negative prompts. Its row of the second layer is what the first block gives.
+    const std::vector<float> got = values(read_all(folder / (mean ? "mean" : "last")), "model.layers.1.block_sparse_moe.gate.weight");
+    for (std::size_t i = 0; i < width; ++i)
+      ASSERT_NEAR(static_cast<double>(got[width + i]), want[i] / std::sqrt(square), std::abs(want[i]) / std::sqrt(square) / 256 + 1e-6);
+  }
+}
+
 TEST(Moe, random_routers_have_their_distribution_and_follow_the_seed) {
   TemporaryFolder folder;
   static_cast<void>(build(config("random"), folder / "a", 1));
@@ -153,8 +181,7 @@ TEST(Moe, what_is_wrong_with_a_config_is_said_before_anything_is_written) {
     EXPECT_FALSE(std::filesystem::exists(folder / "out"));
   };
   refuses("[]", ErrorCode::invalid_argument, "no mapping");
-  refuses(config("hidden"), ErrorCode::unsupported, "hidden states");
-  refuses("base_model: a\nexperts: []\n", ErrorCode::unsupported, "the default");
+  refuses("base_model: a\nexperts: []\n", ErrorCode::invalid_argument, "there are no experts");
   refuses(config("chep_embed"), ErrorCode::invalid_argument, "unknown gate_mode");
   refuses(config("random", "experts_per_token: 3\n"), ErrorCode::invalid_argument, "fewer than experts_per_token");
   refuses(config("random", "expert_per_token: 1\n"), ErrorCode::invalid_argument, "did you mean experts_per_token?");

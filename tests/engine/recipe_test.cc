@@ -253,6 +253,40 @@ TEST(RecipeFold, a_chain_of_merge_fold_and_cast_reads_every_byte_once_and_equals
   }
 }
 
+TEST(RecipeFold, a_chain_that_ends_in_a_gguf_file_reads_every_byte_once_and_writes_that_file_alone) {
+  const std::string models = WEFT_SOURCE_DIR "/models/";
+  TemporaryFolder folder;
+  const std::string merge = "{merge_method: linear, models: [{model: " + models + "tiny-german, parameters: {weight: 0.25}}, {model: " + models +
+                            "tiny-python, parameters: {weight: 0.75}}]}";
+  CountingCalls calls;
+  RecipeOptions options;
+  options.threads = 2;
+  RecipeReport report;
+  {
+    const ScopedSystemCalls scope(calls);
+    report = run_recipe("steps:\n- merge: " + merge + "\n- convert: float16\n", "r.yml", folder / "out.gguf", options);
+  }
+  static_cast<void>(merge_models(merge, "c.yml", folder / "1"));
+  ConvertOptions f16;
+  f16.dtype = DType::f16;
+  static_cast<void>(convert((folder / "1").string(), folder / "2", f16));
+  static_cast<void>(convert((folder / "out.gguf").string(), folder / "back", f16));
+  EXPECT_EQ(read_all(folder / "back"), read_all(folder / "2"));
+  for (const char* model : {"tiny-german", "tiny-python"}) {
+    const std::string file = models + model + "/model.safetensors";
+    const auto checkpoint = open_checkpoint(file);
+    const std::vector<int>& counts = calls.reads.at(file);
+    for (const TensorInfo& tensor : checkpoint->tensors())
+      for (std::uint64_t i = tensor.offset_bytes; i < tensor.offset_bytes + tensor.size_bytes; ++i)
+        ASSERT_EQ(i < counts.size() ? counts[i] : 0, 1) << model << " " << tensor.name << " byte " << i - tensor.offset_bytes;
+  }
+  std::uint64_t written = 0;
+  for (const auto& [file, bytes] : calls.written) written += bytes;
+  const auto size = std::filesystem::file_size(folder / "out.gguf");
+  EXPECT_GE(written, report.size_bytes);
+  EXPECT_LT(written, size + 100'000);  // and the small files that the steps hand on
+}
+
 TEST_F(RecipeRun, a_mistake_in_the_last_step_is_found_before_anything_is_read_or_written) {
   const std::string merge = linear(path("m1").string(), path("m2").string());
   CountingCalls calls;
