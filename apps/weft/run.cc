@@ -95,7 +95,7 @@ Command run_command() {
       "of it is checked "
       "before that begins; --dry-run draws the chain.\n\n"
       "OUT counts before the recipe's own 'output'. Paths are relative to the current folder.";
-  command.example = "weft run examples/recipe.yml --dry-run";
+  command.example = "weft run examples/recipes/stack.yml --dry-run";
   command.positional("RECIPE", arguments->recipe, "a recipe (YAML)");
   Option& output = command.positional("OUT", arguments->output, "a folder, or a file whose name ends in .safetensors or .gguf");
   output.required = false;
