@@ -127,8 +127,30 @@ class Bpe final : public TokenModel {
   [[nodiscard]] std::uint64_t num_ids() const override { return num_ids_; }
 
   void tokenize(std::string_view piece, std::vector<PieceToken>& tokens, ModelScratch& scratch) const override {
-    if (piece.empty()) return;
     auto& work = static_cast<BpeScratch&>(scratch);
+    if (!cut_at_spaces_) return word(piece, tokens, work);
+    // A text without a split is one word; where no merge crosses from a word to the space behind it, each can be looked up by itself.
+    std::uint32_t shift = 0;
+    for (std::size_t begin = 0; begin < piece.size();) {
+      std::size_t end = begin;
+      while (piece.compare(end, kSpace.size(), kSpace) == 0) end += kSpace.size();
+      end = std::min(piece.find(kSpace, end), piece.size());
+      const std::size_t first = tokens.size();
+      word(piece.substr(begin, end - begin), tokens, work);
+      for (std::size_t i = first; i < tokens.size(); ++i) {
+        tokens[i].begin += shift;
+        tokens[i].end += shift;
+      }
+      if (tokens.size() > first) shift = tokens.back().end;
+      begin = end;
+    }
+  }
+
+ private:
+  static constexpr std::string_view kSpace = "\u2581";
+
+  void word(std::string_view piece, std::vector<PieceToken>& tokens, BpeScratch& work) const {
+    if (piece.empty()) return;
     if (piece.size() > WordCache::kMaxBytes) return merge(piece, tokens, work);
     const std::uint64_t hash = TokenTable::hash(piece);
     WordCache::Slot& slot = work.cache.slots[hash % WordCache::kSlots];
@@ -154,15 +176,18 @@ class Bpe final : public TokenModel {
     }
   }
 
- private:
   void add_merges() {
     const auto refuse = [&](std::size_t i, const std::string& what) {
       const auto& merge = options_.merges[i];
       throw Error(ErrorCode::corrupt, "merge " + std::to_string(i) + " ('" + printable(merge.left) + "' '" + printable(merge.right) + "') " + what,
                   {.file = file_, .key = "model.merges"}, "fetch the tokenizer again");
     };
+    bool crosses = false;
     for (std::size_t i = 0; i < options_.merges.size(); ++i) {
       const auto& [left, right] = options_.merges[i];
+      const std::string joined = left + right;
+      for (std::size_t at = joined.find(kSpace); at != std::string::npos && !crosses; at = joined.find(kSpace, at + kSpace.size()))
+        crosses = at > 0 && (at < kSpace.size() || joined.compare(at - kSpace.size(), kSpace.size(), kSpace) != 0);
       const auto a = table_.find(left);
       const auto b = table_.find(right);
       if (!a || !b) refuse(i, "has a part that is no token");
@@ -172,6 +197,8 @@ class Bpe final : public TokenModel {
       merges_.insert(*a, *b, {static_cast<std::uint32_t>(i), *both});
     }
     options_.merges = {};
+    cut_at_spaces_ = !crosses && !options_.raw_bytes && !options_.ignore_merges && options_.prefix.empty() && options_.suffix.empty() &&
+                     table_.find(kSpace).has_value();
   }
 
   static void add(std::vector<Symbol>& symbols, std::uint32_t id, std::uint32_t size_bytes) {
@@ -302,6 +329,7 @@ class Bpe final : public TokenModel {
   std::vector<std::string> tokens_;
   std::vector<bool> present_;
   std::size_t size_ = 0;
+  bool cut_at_spaces_ = false;  ///< no merge joins a word with the space symbol behind it
   std::uint64_t num_ids_ = 0;
   std::uint32_t unknown_ = kNone;
   std::array<std::uint32_t, 256> byte_symbol_{};
