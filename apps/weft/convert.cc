@@ -54,11 +54,12 @@ Command convert_command() {
   command.summary = "change the type of the weights, the shards, the container";
   command.synopsis = "IN OUT [OPTION]...";
   command.description =
-      "OUT is a folder, or a single file when its name ends in .safetensors or .gguf. What is not weights (config, tokenizer, templates, licence) goes "
+      "OUT is a folder, or a single file when its name ends in .safetensors, .gguf or .npz. What is not weights (config, tokenizer, templates, licence) goes "
       "along into a folder, and into the metadata of a GGUF file. Values are rounded to nearest even; integer tensors keep their type.\n\n"
       "A GGUF file has llama.cpp's names and order of rows, and keeps norms and biases in float32; a GGUF file converted to a folder becomes a Hugging "
       "Face model again, its blocks decoded to float32 unless --dtype says otherwise. From GGUF to GGUF blocks are copied. With --max-shard-size a GGUF "
-      "model that is larger becomes a folder of parts.";
+      "model that is larger becomes a folder of parts.\n\n"
+      "NumPy does not know bfloat16 and the eight-bit floats: in a .npz file they become float32.";
   command.example = "weft convert models/tiny-base out/tiny-base-f32 --dtype float32";
   command.positional("IN", arguments->model, "a model");
   command.positional("OUT", arguments->output, "a folder or a file that does not exist");
@@ -67,7 +68,7 @@ Command convert_command() {
       .default_text = "as stored";
   Option& to = command.value({"--to"}, "FORM", arguments->to, "what OUT is");
   to.kind = ValueKind::choice;
-  to.choices = {"folder", "safetensors", "gguf"};
+  to.choices = {"folder", "safetensors", "gguf", "npz"};
   to.default_text = "from the name of OUT";
   command.group("PyTorch files");
   command.value({"--root"}, "KEY", arguments->open.root, "the dictionary that is the model, as KEY or KEY.KEY").default_text = "found by the usual names";

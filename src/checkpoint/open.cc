@@ -7,6 +7,7 @@
 #include "base/text.h"
 #include "checkpoint/gguf.h"
 #include "checkpoint/model_folder.h"
+#include "checkpoint/npz.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/torch_file.h"
 #include "weft/checkpoint.h"
@@ -86,6 +87,11 @@ Form recognise(const File& file) {
   return Form::safetensors;
 }
 
+bool is_zip(const File& file) {
+  std::array<char, 2> beginning{};
+  return file.read_some(0, std::as_writable_bytes(std::span(beginning))) == 2 && beginning[0] == 'P' && beginning[1] == 'K';
+}
+
 /// Shards are of the form of the first one; what is called safetensors is not looked at twice.
 std::shared_ptr<const Checkpoint> open_shards(const std::filesystem::path& index_path, const std::filesystem::path& named,
                                               std::vector<std::string> warnings, const OpenOptions& options) {
@@ -109,6 +115,7 @@ std::shared_ptr<const Checkpoint> open_weights_file(const std::filesystem::path&
     case Form::json:
       return open_shards(file, named, std::move(warnings), options);
     case Form::torch:
+      if (const File zip(file, FileMode::read); is_zip(zip) && is_npz(file_source(zip))) return open_npz(file, named, std::move(warnings));
       return open_torch_files({file}, named, std::move(warnings), options);
     case Form::gguf:
       return std::make_shared<GgufCheckpoint>(file, named, std::move(warnings));

@@ -1,12 +1,19 @@
 #include <fmt/format.h>
 
+#include <atomic>
+#include <chrono>
 #include <optional>
 #include <utility>
 
 #include "adapt/folded_model.h"
+#include "base/budget.h"
+#include "base/progress.h"
 #include "checkpoint/gguf.h"
 #include "checkpoint/json.h"
 #include "checkpoint/model_folder.h"
+#include "checkpoint/npy.h"
+#include "checkpoint/npz.h"
+#include "checkpoint/tensor_view.h"
 #include "engine/convert_job.h"
 #include "engine/gguf_output.h"
 #include "engine/model_config.h"
@@ -47,7 +54,8 @@ engine::OutputJob job_for_gguf(const std::shared_ptr<const Checkpoint>& checkpoi
 
 namespace engine {
 
-OutputJob convert_job(const std::shared_ptr<const Checkpoint>& checkpoint, std::string_view model, const fs::path& output, const ConvertOptions& options) {
+OutputJob convert_job(const std::shared_ptr<const Checkpoint>& checkpoint, std::string_view model, const fs::path& output,
+                      const ConvertOptions& options) {
   if (options.dtype && !is_decodable_float(*options.dtype)) {
     throw Error(ErrorCode::invalid_argument, fmt::format("cannot convert weights to {}", to_string(*options.dtype)), {.key = "dtype"},
                 "floating types: F32, F16, BF16, F64, F8_E4M3, F8_E5M2");
@@ -58,11 +66,7 @@ OutputJob convert_job(const std::shared_ptr<const Checkpoint>& checkpoint, std::
                 "name an output that ends in .gguf, or another type");
   const bool one_file = options.to == "safetensors" || (options.to.empty() && output.extension() == ".safetensors");
   if (!one_file && !to_gguf && !options.to.empty() && options.to != "folder") {
-    throw Error(ErrorCode::unsupported, fmt::format("weft cannot write '{}' yet", options.to), {.key = "to"}, "folder, safetensors and gguf can be written");
-  }
-  if (options.to.empty() && output.extension() == ".npz") {
-    throw Error(ErrorCode::unsupported, fmt::format("weft cannot write {} files yet", output.extension().string()), {.file = output.string()},
-                "folders, .safetensors and .gguf files can be written");
+    throw Error(ErrorCode::unsupported, fmt::format("weft cannot write '{}' yet", options.to), {.key = "to"}, "folder, safetensors, gguf and npz can be written");
   }
   const fs::path source = checkpoint->path();
   // A GGUF file is converted as the Hugging Face model that it holds.
@@ -127,8 +131,67 @@ OutputJob convert_job(const std::shared_ptr<const Checkpoint>& checkpoint, std::
 
 }  // namespace engine
 
+namespace {
+
+/// One archive of NumPy's arrays. Types that NumPy does not know become float32, which holds their values.
+JobReport convert_to_npz(const std::shared_ptr<const Checkpoint>& checkpoint, std::string_view model, const fs::path& output,
+                         const ConvertOptions& options) {
+  const auto start = std::chrono::steady_clock::now();
+  if (!options.block_type.empty())
+    throw Error(ErrorCode::invalid_argument, fmt::format("only GGUF files hold weights as {}", options.block_type), {.key = "dtype"},
+                "name an output that ends in .gguf, or another type");
+  if (options.dtype && npy_dtype(*options.dtype) != *options.dtype)
+    throw Error(ErrorCode::unsupported, fmt::format("NumPy has no type for {}", to_string(*options.dtype)), {.key = "dtype"},
+                "give float32, float16 or float64");
+  std::error_code ignored;
+  for (const CheckpointFile& file : checkpoint->files())
+    if (fs::weakly_canonical(file.path, ignored) == fs::weakly_canonical(output, ignored))
+      throw Error(ErrorCode::invalid_argument, fmt::format("the output '{}' is also an input", output.string()), {.file = output.string()},
+                  "choose another output");
+  JobReport report;
+  report.output = output;
+  report.dry_run = options.dry_run;
+  report.files = {output.filename().string()};
+  report.warnings.assign(checkpoint->warnings().begin(), checkpoint->warnings().end());
+  std::vector<TensorRef> tensors;
+  for (const TensorInfo& info : checkpoint->tensors()) {
+    const TensorRef stored{checkpoint, &info};
+    const DType dtype = npy_dtype(written_type(info, options));
+    const TensorRef written = dtype == info.dtype ? stored : cast_tensor(stored, dtype);
+    PlannedTensor planned;
+    planned.name = info.name;
+    planned.dtype = dtype;
+    planned.shape = info.shape;
+    planned.inputs = {fmt::format("{}:{}", model, info.name)};
+    planned.method = dtype == info.dtype ? "copy" : "cast";
+    planned.file = report.files.front();
+    planned.size_bytes = written.tensor->size_bytes;
+    report.num_parameters += info.num_elements;
+    report.size_bytes += written.tensor->size_bytes;
+    report.bytes_read += bytes_in_file(info);
+    report.tensors.push_back(std::move(planned));
+    tensors.push_back(written);
+  }
+  report.num_tensors = tensors.size();
+  if (options.dry_run) return report;
+  ProgressMeter progress(options.on_progress, "converting", report.size_bytes);
+  write_npz(tensors, output, options.force, [&](std::uint64_t bytes) {
+    if (options.cancel && options.cancel->load(std::memory_order_relaxed)) throw Error(ErrorCode::interrupted, "converting was cancelled");
+    progress.add(bytes);
+  });
+  progress.finish();
+  checkpoint->check_unchanged();
+  report.bytes_written = report.size_bytes;
+  report.elapsed_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  report.peak_memory_bytes = peak_resident_bytes();
+  return report;
+}
+
+}  // namespace
+
 JobReport convert(std::string_view model, const fs::path& output, const ConvertOptions& options) {
   const std::shared_ptr<const Checkpoint> checkpoint = open_checkpoint(model, options.open);
+  if (options.to == "npz" || (options.to.empty() && output.extension() == ".npz")) return convert_to_npz(checkpoint, model, output, options);
   engine::JobBatch batch(options, "converting");
   batch.add(engine::convert_job(checkpoint, model, output, options), output);
   return std::move(batch.run().front());

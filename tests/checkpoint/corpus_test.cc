@@ -19,6 +19,9 @@
 #define LLVMFuzzerTestOneInput fuzz_shard_index
 #include "../../fuzz/shard_index.cc"
 #undef LLVMFuzzerTestOneInput
+#define LLVMFuzzerTestOneInput fuzz_npz
+#include "../../fuzz/npz.cc"
+#undef LLVMFuzzerTestOneInput
 #define LLVMFuzzerTestOneInput fuzz_torch_file
 #include "../../fuzz/torch_file.cc"
 #undef LLVMFuzzerTestOneInput
@@ -46,6 +49,7 @@ TEST(Corpus, gguf_headers_are_refused_or_stay_inside_the_file) { replay("gguf_he
 TEST(Corpus, shard_indices_are_refused_or_name_plain_files) { replay("shard_index", fuzz_shard_index); }
 TEST(Corpus, json_is_refused_or_reads_back_the_same) { replay("json", fuzz_json); }
 
+TEST(Corpus, npz_archives_are_refused_or_their_arrays_lie_inside) { replay("npz", fuzz_npz); }
 TEST(Corpus, torch_files_are_refused_or_their_tensors_lie_in_their_storages) { replay("torch_file", fuzz_torch_file); }
 
 TEST(Corpus, it_is_small) {
