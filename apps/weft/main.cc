@@ -1,4 +1,8 @@
 #include <fmt/format.h>
+#include <features.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include <algorithm>
 #include <exception>
@@ -184,6 +188,11 @@ std::vector<Command> all_commands() {
 
 int main(int argc, char** argv) {
   using namespace weft;
+#ifdef __GLIBC__
+  // Large blocks go back to the system when they are freed. By default the allocator keeps ever larger ones, which no --memory knows of.
+  mallopt(M_MMAP_THRESHOLD, 1 << 20);
+  mallopt(M_TRIM_THRESHOLD, 1 << 20);
+#endif
   const std::string program = argc > 0 ? std::filesystem::path(argv[0]).filename().string() : "weft";
   const std::vector<std::string> arguments(argv + std::min(argc, 1), argv + argc);
   const auto end_of_options = std::find(arguments.begin(), arguments.end(), "--");

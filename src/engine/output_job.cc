@@ -16,6 +16,7 @@
 #include "base/text.h"
 #include "checkpoint/model_folder.h"
 #include "engine/checksum_check.h"
+#include "engine/tensor_warnings.h"
 #include "weft/error.h"
 #include "weft/version.h"
 
@@ -416,11 +417,15 @@ std::vector<JobReport> JobBatch::carry_out() {
   for (const auto& entry : entries_) {
     for (const auto& input : entry->job.inputs) input->check_unchanged();
   }
+  std::vector<std::vector<std::string>> warnings_of(entries_.size());
   for (std::size_t i = 0; i < walk.size(); ++i) {
-    std::vector<std::string>& warnings = entries_[places[i].first]->report.warnings;
-    for (const std::string& warning : *walk[i].warnings) {
-      warnings.push_back(warning);
+    std::vector<std::string>& warnings = warnings_of[places[i].first];
+    warnings.insert(warnings.end(), walk[i].warnings->begin(), walk[i].warnings->end());
+  }
+  for (std::size_t e = 0; e < entries_.size(); ++e) {
+    for (std::string& warning : said_once(std::move(warnings_of[e]))) {
       if (options_.on_warning) options_.on_warning(warning);
+      entries_[e]->report.warnings.push_back(std::move(warning));
     }
   }
   for (const auto& entry : entries_) {

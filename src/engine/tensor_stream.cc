@@ -69,7 +69,20 @@ std::uint64_t tiles_per_chunk(const StreamTensor& tensor, const Geometry& g, std
 /// Memory of one worker on this tensor: raw bytes of a chunk of every input and of the output, and one decoded tile of each.
 std::uint64_t worker_bytes(const StreamTensor& tensor, const Geometry& g, std::uint64_t chunk_bytes) {
   const std::uint64_t chunk_elements = std::min(g.num_elements, tiles_per_chunk(tensor, g, chunk_bytes) * g.tile_elements);
-  return chunk_elements * g.widest_bits / 8 + std::min(g.num_elements, g.tile_elements) * 4 * (tensor.inputs.size() + 1) + 4096;
+  const std::uint64_t scratch = tensor.merge != nullptr ? tensor.merge->scratch_bytes() : 0;
+  return chunk_elements * g.widest_bits / 8 + std::min(g.num_elements, g.tile_elements) * 4 * (tensor.inputs.size() + 1) + scratch + 4096;
+}
+
+/// What the process takes whatever it merges: code, plan, allocator. Not for work.
+std::uint64_t reserved_bytes(std::uint64_t limit_bytes) { return std::min<std::uint64_t>(limit_bytes / 8, std::uint64_t{16} << 20); }
+
+/// What the methods may gather for one tensor: half of what the buffers leave, so that the next tensor can begin. Tells the method; returns what it
+/// and the sums by tile will hold at most.
+std::uint64_t state_bytes(const StreamTensor& tensor, const Geometry& g, std::uint64_t free_bytes, int workers) {
+  if (tensor.merge == nullptr) return 0;
+  const std::uint64_t sums = g.num_tiles * std::max(tensor.merge->most_sums(), tensor.merge->num_sums()) * sizeof(double);
+  const std::uint64_t room = free_bytes / 2;
+  return sums + tensor.merge->limit_memory(room - std::min(room, sums), workers);
 }
 
 /// Threads and chunk size that fit the budget.
@@ -96,7 +109,7 @@ Sizing choose_sizing(const std::vector<StreamTensor>& tensors, const JobOptions&
     return most;
   };
   // A quarter of the budget is left for what the methods gather.
-  const std::uint64_t for_buffers = limit_bytes - limit_bytes / 4;
+  const std::uint64_t for_buffers = limit_bytes - limit_bytes / 4 - reserved_bytes(limit_bytes);
   std::uint64_t one = need(sizing.chunk_bytes);
   while (one * static_cast<std::uint64_t>(sizing.threads) > for_buffers && sizing.chunk_bytes > kMinChunkBytes) {
     sizing.chunk_bytes = std::max(kMinChunkBytes, sizing.chunk_bytes / 2);
@@ -173,7 +186,7 @@ class Stream {
         options_(options),
         budget_(options.memory_bytes),
         sizing_(choose_sizing(tensors, options, budget_.limit_bytes())),
-        buffers_(budget_.acquire(sizing_.buffers_bytes, "buffers")),
+        buffers_(budget_.acquire(sizing_.buffers_bytes + reserved_bytes(budget_.limit_bytes()), "buffers")),
         pool_(sizing_.threads),
         workers_(static_cast<std::size_t>(sizing_.threads)),
         meter_(options.on_progress, what, total_bytes(tensors)) {}
@@ -257,11 +270,18 @@ class Stream {
       if (!finished_[earlier]) return false;
     }
     const Geometry geometry = geometry_of(tensor);
-    const std::uint64_t state_bytes = tensor.merge != nullptr ? geometry.num_tiles * tensor.merge->num_sums() * 8 : 0;
+    const std::uint64_t free_bytes = budget_.limit_bytes() - buffers_.size_bytes();
+    const std::uint64_t needed = state_bytes(tensor, geometry, free_bytes, sizing_.threads);
     MemoryBudget::Share share;
+    if (needed > free_bytes) {
+      throw Error(ErrorCode::out_of_memory,
+                  fmt::format("tensor '{}' {} needs {} bytes besides the buffers, but the memory budget leaves {}", tensor.name, to_string(tensor.shape),
+                              needed, free_bytes),
+                  {.tensor = tensor.name}, "raise --memory");
+    }
     if (active_.empty()) {
-      share = budget_.acquire(state_bytes, tensor.name.c_str());
-    } else if (!budget_.try_acquire(state_bytes, share)) {
+      share = budget_.acquire(needed, tensor.name.c_str());
+    } else if (!budget_.try_acquire(needed, share)) {
       return false;
     }
     Job& job = active_.emplace_back(tensor.inputs.size());
@@ -353,6 +373,8 @@ class Stream {
     if (job.tensor->merge != nullptr && job.stage == Stage::map) job.tensor->merge->finish();
     report(job);
     if (tell_finished_) tell_finished_(job.index);
+    // What a method still holds is not counted any more. Comparisons are read by those who asked for them.
+    if (job.tensor->writes) job.tensor->merge.reset();
     finished_[job.index] = true;
     active_.remove_if([&job](const Job& other) { return &other == &job; });
   }
@@ -616,11 +638,12 @@ StreamResult run_tensor_stream(std::vector<StreamTensor>& tensors, const TensorW
 std::uint64_t estimate_stream_memory(const std::vector<StreamTensor>& tensors, const JobOptions& options) {
   if (tensors.empty()) return 0;
   const MemoryBudget budget(options.memory_bytes);
+  const Sizing sizing = choose_sizing(tensors, options, budget.limit_bytes());
+  const std::uint64_t reserved = reserved_bytes(budget.limit_bytes());
+  const std::uint64_t free_bytes = budget.limit_bytes() - sizing.buffers_bytes - reserved;
   std::uint64_t state = 0;
-  for (const StreamTensor& tensor : tensors) {
-    if (tensor.merge != nullptr) state = std::max(state, geometry_of(tensor).num_tiles * tensor.merge->num_sums() * 8);
-  }
-  return choose_sizing(tensors, options, budget.limit_bytes()).buffers_bytes + state;
+  for (const StreamTensor& tensor : tensors) state = std::max(state, state_bytes(tensor, geometry_of(tensor), free_bytes, sizing.threads));
+  return sizing.buffers_bytes + reserved + state;
 }
 
 }  // namespace weft::engine

@@ -41,6 +41,9 @@ class RowRankMask {
   /// 0 < density - epsilon, density + epsilon < 1, epsilon >= 0.
   RowRankMask(double density, double epsilon) noexcept : density_(density), epsilon_(epsilon) {}
 
+  /// What an entry of a row takes of that memory at most, its line and numbers in float32 and its share of the bins included.
+  static constexpr std::uint64_t kScratchBytes = 96;
+
   /// Memory that calls reuse.
   struct Scratch {
     std::vector<std::uint32_t> keys;

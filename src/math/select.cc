@@ -5,6 +5,7 @@
 #include <atomic>
 #include <bit>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <mutex>
 #include <optional>
@@ -43,6 +44,17 @@ constexpr std::uint64_t kKeepAll = std::uint64_t{1} << 22;
 constexpr std::uint64_t kNumRanges = 4096;
 /// A range of ties of at most this many elements is searched by listing them (8 MiB).
 constexpr std::uint64_t kMaxListed = std::uint64_t{1} << 20;
+/// Candidates are kept in chunks of this many, so that no growing copies them.
+constexpr std::size_t kCandidateChunk = 1024;
+constexpr std::uint64_t kMinCandidates = std::uint64_t{1} << 20;
+constexpr std::uint64_t kMaxCandidates = std::uint64_t{1} << 21;
+/// What a search holds an element: of those that are all kept or sampled (itself and a copy of its bin), of candidates (itself and a copy to sort),
+/// of listed ties (in a list that grows, and in the list of all workers).
+constexpr std::uint64_t kBytesOfKept = 8;
+constexpr std::uint64_t kBytesOfCandidate = 32;
+constexpr std::uint64_t kBytesOfListed = 32;
+/// The least that is given to those.
+constexpr std::uint64_t kLeastVariable = std::uint64_t{1} << 20;
 
 // The 31 bits of a magnitude are cut into 16 and 15.
 constexpr int kLowBits = 15;
@@ -185,8 +197,7 @@ struct TallyOf final : RankSelector::Tally {
   std::uint64_t num_zeros = 0;
   std::vector<Edge> edges;
   std::vector<Ranges> ranges;
-  std::vector<Candidate> candidates;
-  std::uint64_t granted = 0;
+  std::vector<std::vector<Candidate>> candidates;  ///< chunks; the last one has room or too many were found
   std::vector<std::uint32_t> positions;
   std::vector<std::uint64_t> histogram;
   std::vector<std::vector<std::uint64_t>> listed;
@@ -216,9 +227,13 @@ struct RankSelector::State {
   std::mutex allocating;
   std::vector<std::uint64_t> sample_blocks;  ///< ascending
 
+  // What may be held besides the tables (see limit_memory).
+  std::uint64_t variable_bytes = std::numeric_limits<std::uint64_t>::max();
+  std::uint64_t max_listed = kMaxListed;
+
   // bracket
   std::vector<Edge> edges;
-  std::vector<std::vector<Candidate>> candidates;
+  std::vector<std::vector<Candidate>> candidates;  ///< chunks of all workers
   std::uint64_t max_candidates = 0;
   std::atomic<std::uint64_t> candidates_granted = 0;
   std::atomic<bool> too_many = false;
@@ -246,6 +261,9 @@ struct RankSelector::State {
     return tie_rule == Ties::lower_index_is_larger ? larger : equal - 1 - larger;
   }
   void start();
+  std::uint64_t limit_memory(std::uint64_t bytes, int workers);
+  [[nodiscard]] std::uint64_t num_sample_blocks() const noexcept;
+  [[nodiscard]] std::uint64_t most_candidates() const noexcept;
   /// Takes the pending rank from the number of zeros, which is now known. False when there is none, which ends the search.
   bool settle_rank();
   void finish_keep_all();
@@ -267,6 +285,32 @@ struct RankSelector::State {
 
 // ---- Starting
 
+std::uint64_t RankSelector::State::num_sample_blocks() const noexcept {
+  const std::uint64_t whole_blocks = num_elements / kBlock;
+  const std::uint64_t wanted = std::clamp<std::uint64_t>(whole_blocks / 64, std::min<std::uint64_t>(whole_blocks / 8, 128), 512);
+  return std::clamp<std::uint64_t>(variable_bytes / (kBytesOfKept * kBlock), 2, std::max<std::uint64_t>(2, wanted));
+}
+
+std::uint64_t RankSelector::State::most_candidates() const noexcept {
+  const std::uint64_t wanted = std::clamp<std::uint64_t>(num_elements / 16 * ranks.size(), kMinCandidates, kMaxCandidates);
+  return std::min(wanted, variable_bytes / kBytesOfCandidate);
+}
+
+std::uint64_t RankSelector::State::limit_memory(std::uint64_t bytes, int workers) {
+  if (ranks.empty()) return 0;
+  const auto tables = static_cast<std::uint64_t>(workers) + 1;
+  const std::uint64_t num_ranks = ranks.size();
+  // Of the bracket: two edges a rank; of the radix search: the upper bits, or the lower ones of each rank.
+  const std::uint64_t counted =
+      tables * 8 * std::max({2 * num_ranks * kNumRanges, std::uint64_t{kNumHigh}, num_ranks * kNumLow}) + tables * 4 * kBlock;
+  const std::uint64_t fixed = counted + kNumHigh * (sizeof(std::uint64_t) + sizeof(std::uint16_t));
+  variable_bytes = std::max(kLeastVariable, bytes > fixed ? bytes - fixed : 0);
+  max_listed = std::clamp<std::uint64_t>(variable_bytes / kBytesOfListed / num_ranks, kBlock, kMaxListed);
+  start();
+  if (phase == Phase::keep_all) return fixed + num_elements * kBytesOfKept;
+  return fixed + std::max({num_kept * kBytesOfKept, most_candidates() * kBytesOfCandidate, max_listed * kBytesOfListed * num_ranks});
+}
+
 void RankSelector::State::start() {
   results.resize(ranks.size());
   for (const std::uint64_t rank : ranks) {
@@ -274,7 +318,7 @@ void RankSelector::State::start() {
       throw Error(ErrorCode::internal, "rank " + std::to_string(rank) + " asked of " + std::to_string(num_elements) + " elements");
   }
   if (ranks.empty()) return;
-  if (num_elements <= kKeepAll) {
+  if (num_elements <= kKeepAll && num_elements * kBytesOfKept <= variable_bytes) {
     phase = Phase::keep_all;
     num_kept = static_cast<std::size_t>(num_elements);
     return;
@@ -282,7 +326,8 @@ void RankSelector::State::start() {
   // About a million elements (half of that of the smallest tensors); of huge ones one block of 64, at most 4 million elements.
   phase = Phase::sample;
   const std::uint64_t whole_blocks = num_elements / kBlock;
-  const std::uint64_t wanted = std::clamp<std::uint64_t>(whole_blocks / 64, std::min<std::uint64_t>(whole_blocks / 8, 128), 512);
+  const std::uint64_t wanted = num_sample_blocks();
+  sample_blocks.clear();
   for (std::uint64_t j = 0; j < wanted; ++j) {
     // One at a random place of each stratum: a regular grid could meet the same columns of every row.
     const std::uint64_t first = j * whole_blocks / wanted;
@@ -388,7 +433,7 @@ void RankSelector::State::finish_sample() {
     sampled_between += std::max(0.0, to - from);
   }
   release(magnitudes);
-  max_candidates = std::clamp<std::uint64_t>(num_elements / 16 * ranks.size(), std::uint64_t{1} << 20, std::uint64_t{1} << 22);
+  max_candidates = most_candidates();
   if (sampled_between / num_sampled * static_cast<double>(num_elements) * 1.25 > static_cast<double>(max_candidates)) {
     start_radix();
   } else {
@@ -467,10 +512,12 @@ void RankSelector::State::finish_bracket() {
     in_gap.clear();
     for (const Inside& wanted : found_inside) {
       if (wanted.gap != e) continue;
-      if (in_gap.empty())
+      if (in_gap.empty()) {
+        in_gap.reserve(static_cast<std::size_t>(edges[e].between));
         for (const std::vector<Candidate>& part : candidates)
           for (const Candidate& candidate : part)
             if (candidate.gap == e) in_gap.push_back(candidate);
+      }
       const auto nth = in_gap.begin() + static_cast<std::ptrdiff_t>(wanted.offset);
       std::nth_element(in_gap.begin(), nth, in_gap.end(), larger);
       results[wanted.rank_slot] = {std::bit_cast<float>(nth->bits), nth->index};
@@ -560,7 +607,7 @@ void RankSelector::State::resolve_ties() {
   release(ranges);
   if (ties.empty()) {
     phase = Phase::done;
-  } else if (range_length > kMaxListed) {
+  } else if (range_length > max_listed) {
     start_count_ties();
   } else {
     listed.assign(ties.size(), {});
@@ -606,6 +653,8 @@ RankSelector RankSelector::of_share_of_nonzero(std::uint64_t num_elements, doubl
 RankSelector::~RankSelector() = default;
 RankSelector::RankSelector(RankSelector&&) noexcept = default;
 RankSelector& RankSelector::operator=(RankSelector&&) noexcept = default;
+
+std::uint64_t RankSelector::limit_memory(std::uint64_t bytes, int workers) { return state_->limit_memory(bytes, workers); }
 
 RankSelector::Pass RankSelector::next_pass() const noexcept {
   if (state_->phase == State::Phase::done) return Pass::done;
@@ -686,17 +735,16 @@ void RankSelector::State::add_part(TallyOf& tally, std::uint64_t first, const fl
         tally.edges[e + 1].equal += equal_next;
         tally.ranges[e + 1][first / range_length] += equal_next;
         for (std::size_t i = 0; i < found; ++i) {
-          if (tally.candidates.size() == tally.granted) {
-            constexpr std::uint64_t kGrant = 1024;
+          if (tally.candidates.empty() || tally.candidates.back().size() == kCandidateChunk) {
             if (too_many.load(std::memory_order_relaxed)) break;
-            if (candidates_granted.fetch_add(kGrant, std::memory_order_relaxed) + kGrant > max_candidates) {
+            if (candidates_granted.fetch_add(kCandidateChunk, std::memory_order_relaxed) + kCandidateChunk > max_candidates) {
               too_many.store(true, std::memory_order_relaxed);
               break;
             }
-            tally.granted += kGrant;
+            tally.candidates.emplace_back().reserve(kCandidateChunk);
           }
           const std::uint32_t at = tally.positions[i];
-          tally.candidates.push_back({bits_of(values[at]), static_cast<std::uint32_t>(e), first + at});
+          tally.candidates.back().push_back({bits_of(values[at]), static_cast<std::uint32_t>(e), first + at});
         }
       }
       return;
@@ -755,7 +803,7 @@ void RankSelector::merge(Tally& tally) {
     s.edges[e].between += from.edges[e].between;
   }
   for (std::size_t k = 0; k < from.ranges.size(); ++k) add_to(s.ranges[k], from.ranges[k]);
-  if (!from.candidates.empty()) s.candidates.push_back(std::move(from.candidates));
+  s.candidates.insert(s.candidates.end(), std::make_move_iterator(from.candidates.begin()), std::make_move_iterator(from.candidates.end()));
   add_to(s.histogram, from.histogram);
   for (std::size_t t = 0; t < from.listed.size(); ++t) s.listed[t].insert(s.listed[t].end(), from.listed[t].begin(), from.listed[t].end());
   from = {};

@@ -24,8 +24,8 @@ struct RankedElement {
 /// add every element (all, or those of the wanted blocks) once, in any order and split, merge the tallies, call finish_pass(). Usually one sampled and one
 /// whole pass, or one whole pass for small tensors; when the answer is one of many equal elements a pass over the few blocks that hold it follows; never
 /// more than seven. add() may be called from many threads, each with its own tally; the others from one.
-/// Memory: 4 bytes an element up to 2^22 elements; above that at most 16 MiB or, where it is more, one byte an element and rank, never more than 64 MiB;
-/// plus 1 MiB a rank and worker. Cost: 0.4 to 1 ns an element and pass on one core with AVX2.
+/// Memory: 4 to 8 bytes an element up to 2^22 elements; above that as a rule 16 MiB, never more than 64 MiB; plus 0.5 MiB a rank and worker; less when
+/// limit_memory() says so. Cost: 0.4 to 1 ns an element and pass on one core with AVX2.
 /// Errors: internal for a rank that is not below num_elements and for a whole pass that was not shown every element.
 class RankSelector {
  public:
@@ -43,6 +43,10 @@ class RankSelector {
   ~RankSelector();
   RankSelector(RankSelector&&) noexcept;
   RankSelector& operator=(RankSelector&&) noexcept;
+
+  /// Before the first pass: to keep to about this many bytes, those of the tallies of so many workers included, with a smaller sample and fewer
+  /// candidates and so perhaps more passes. Returns the most that will be held, which is more where the bytes do not suffice (a few MiB do).
+  std::uint64_t limit_memory(std::uint64_t bytes, int workers);
 
   [[nodiscard]] Pass next_pass() const noexcept;
   /// In a sample pass: whether block b (elements b * kSampleBlock ..) is wanted in it. Another pass wants other blocks.

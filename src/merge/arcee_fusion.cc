@@ -30,6 +30,16 @@ class ArceeFusion final : public TensorMerge {
   }
 
   [[nodiscard]] Tiling tiling() const override { return {.unit = Tiling::Unit::rows}; }
+  std::uint64_t limit_memory(std::uint64_t bytes, int workers) override {
+    const std::uint64_t kept = divergences_.size() * sizeof(double);
+    if (kept > bytes / 4) std::vector<double>().swap(divergences_);
+    const std::uint64_t held = divergences_.size() * sizeof(double);
+    return held + ranks_.limit_memory(bytes - std::min(bytes, held), workers);
+  }
+  [[nodiscard]] std::uint64_t scratch_bytes() const override {
+    const std::uint64_t tile = std::max<std::uint64_t>(1, tiling().elements / row_length_) * row_length_;
+    return tile * sizeof(float) + row_length_ * 2 * sizeof(double);
+  }
   [[nodiscard]] Pass next_pass() const override { return ranks_.next_pass(); }
   [[nodiscard]] bool wants_tile(std::uint64_t first, std::size_t count) const override { return ranks_.wants_tile(first, count); }
   [[nodiscard]] std::unique_ptr<Tally> new_tally() const override { return ranks_.new_tally(); }

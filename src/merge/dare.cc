@@ -6,17 +6,8 @@ namespace weft::merge {
 namespace {
 
 Method dare(bool consensus) {
-  Method m;
+  Method m = random_task_vector_method(Keep::random, consensus, false, {}, "rescale by 1 / density, as the paper, instead of restoring the L1 norm");
   m.paper = "arXiv:2311.03099";
-  m.parameters = task_vector_parameters(Keep::random, false, true);
-  m.parameters.push_back({.name = "unbiased_rescale",
-                          .type = ParameterType::boolean,
-                          .default_value = 0,
-                          .help = "rescale by 1 / density, as the paper, instead of restoring the L1 norm"});
-  m.base = BaseRule::required;
-  m.passes = 2;
-  m.symmetric = false;
-  m.identity = consensus ? Identity::rounded : Identity::exact;
   return m;
 }
 

@@ -6,22 +6,14 @@ namespace weft::merge {
 namespace {
 
 Method any_della(bool consensus) {
-  Method m;
+  const Parameter epsilon = {.name = "epsilon",
+                             .scope = ParameterScope::per_model,
+                             .default_value = 0.15,
+                             .help = "the smallest change of a row stays with probability density - epsilon, the largest with density + epsilon",
+                             .min = 0};
+  Method m = random_task_vector_method(Keep::random_by_rank, consensus, consensus, {epsilon},
+                                       "divide each entry that stays by its probability, as the paper, instead of restoring the L1 norm");
   m.paper = "arXiv:2406.11617";
-  m.parameters = task_vector_parameters(Keep::random_by_rank, consensus, true);
-  m.parameters.push_back({.name = "epsilon",
-                          .scope = ParameterScope::per_model,
-                          .default_value = 0.15,
-                          .help = "the smallest change of a row stays with probability density - epsilon, the largest with density + epsilon",
-                          .min = 0});
-  m.parameters.push_back({.name = "unbiased_rescale",
-                          .type = ParameterType::boolean,
-                          .default_value = 0,
-                          .help = "divide each entry that stays by its probability, as the paper, instead of restoring the L1 norm"});
-  m.base = BaseRule::required;
-  m.passes = 2;
-  m.symmetric = false;
-  m.identity = consensus ? Identity::rounded : Identity::exact;
   return m;
 }
 

@@ -112,6 +112,14 @@ class TensorMerge {
   /// Which inputs the phases look at (those with weight 0 need not be read; tiles hold zeros for them). Default: all.
   [[nodiscard]] virtual bool reads_input(std::size_t) const { return true; }
 
+  /// Before the first pass: to keep to about this many bytes in what the passes gather besides sums (selectors and the tallies of so many workers),
+  /// if need be with more passes. Returns the most that will be held, which is more where the bytes do not suffice.
+  virtual std::uint64_t limit_memory(std::uint64_t /*bytes*/, int /*workers*/) { return 0; }
+  /// Memory that reduce and map work in, of each worker, beyond the few KiB that fit the first levels of the cache.
+  [[nodiscard]] virtual std::uint64_t scratch_bytes() const { return 0; }
+  /// The most that num_sums() will be in any pass.
+  [[nodiscard]] virtual std::size_t most_sums() const { return num_sums(); }
+
   /// Bytes in which a pass over all tiles could leave what map would otherwise work out again. 0: there is nothing to leave.
   [[nodiscard]] virtual std::uint64_t cache_bytes() const { return 0; }
   /// There is room for them: called once, before the first pass, or not at all. They are given back in finish().

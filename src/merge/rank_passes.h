@@ -18,6 +18,8 @@ class RankPasses {
   RankPasses(std::uint64_t num_elements, std::vector<std::uint64_t> ranks) : selector_(num_elements, std::move(ranks)) {}
   explicit RankPasses(math::RankSelector selector) : selector_(std::move(selector)) {}
 
+  /// As TensorMerge::limit_memory.
+  std::uint64_t limit_memory(std::uint64_t bytes, int workers) { return selector_.limit_memory(bytes, workers); }
   [[nodiscard]] Pass next_pass() const noexcept;
   [[nodiscard]] bool wants_tile(std::uint64_t first, std::size_t count) const noexcept;
   [[nodiscard]] std::unique_ptr<Tally> new_tally() const;

@@ -46,6 +46,9 @@ class Sce final : public TensorMerge {
   [[nodiscard]] std::size_t num_sums() const override { return phase_ == Phase::weigh ? models_.size() : 0; }
   [[nodiscard]] std::unique_ptr<Tally> new_tally() const override { return phase_ == Phase::rank ? ranks_->new_tally() : nullptr; }
 
+  [[nodiscard]] std::size_t most_sums() const override { return models_.size(); }
+  std::uint64_t limit_memory(std::uint64_t bytes, int workers) override { return ranks_ ? ranks_->limit_memory(bytes, workers) : 0; }
+
   [[nodiscard]] std::uint64_t cache_bytes() const override {
     return keep_ == Keep::chosen ? (num_elements_ + kBlockElements - 1) / kBlockElements * math::packed_bytes(kBlockElements) : 0;
   }

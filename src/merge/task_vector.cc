@@ -172,6 +172,22 @@ class SparseTaskVectors final : public TensorMerge {
   }
   [[nodiscard]] bool reads_input(std::size_t i) const override { return reads_[i]; }
 
+  std::uint64_t limit_memory(std::uint64_t bytes, int workers) override {
+    const auto num_selectors =
+        static_cast<std::uint64_t>(std::count_if(vectors_.begin(), vectors_.end(), [](const TaskVector& v) { return v.selector.has_value(); }));
+    std::uint64_t held = 0;
+    for (TaskVector& v : vectors_)
+      if (v.selector) held += v.selector->limit_memory(bytes / num_selectors, workers);
+    return held;
+  }
+  [[nodiscard]] std::uint64_t scratch_bytes() const override {
+    // The values of every vector, the sum, its divisor and random numbers; to rank a line, also itself, what is known of each entry and the bins.
+    const std::uint64_t piece = std::min<std::uint64_t>(piece_length(), num_elements_);
+    const std::uint64_t ranking = ranks_rows_ ? line_length_ * math::RowRankMask::kScratchBytes : 0;
+    return piece * sizeof(float) * (vectors_.size() + 3) + ranking;
+  }
+  [[nodiscard]] std::size_t most_sums() const override { return sums_pending_ ? 2 * vectors_.size() : 0; }
+
   [[nodiscard]] std::uint64_t cache_bytes() const override {
     return kept_bytes() * static_cast<std::uint64_t>(std::count_if(vectors_.begin(), vectors_.end(), draws_twice));
   }
@@ -617,6 +633,18 @@ std::vector<Parameter> task_vector_parameters(Keep keep, bool normalize, bool re
       {.name = "int8_mask", .type = ParameterType::boolean, .default_value = 0, .help = "accepted, changes nothing", .ignored = true},
   };
   return parameters;
+}
+
+Method random_task_vector_method(Keep keep, bool consensus, bool normalize, std::vector<Parameter> more, std::string unbiased_help) {
+  Method m;
+  m.parameters = task_vector_parameters(keep, normalize, true);
+  for (Parameter& parameter : more) m.parameters.push_back(std::move(parameter));
+  m.parameters.push_back({.name = "unbiased_rescale", .type = ParameterType::boolean, .default_value = 0, .help = std::move(unbiased_help)});
+  m.base = BaseRule::required;
+  m.passes = 2;
+  m.symmetric = false;
+  m.identity = consensus ? Identity::rounded : Identity::exact;
+  return m;
 }
 
 }  // namespace weft::merge

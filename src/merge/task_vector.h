@@ -1,5 +1,6 @@
 #pragma once
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "merge/method.h"
@@ -26,6 +27,10 @@ struct TaskVectorRules {
 
 /// The parameters that mergekit gives these methods: per model weight and density; normalize, rescale, lambda, int8_mask.
 [[nodiscard]] std::vector<Parameter> task_vector_parameters(Keep keep, bool normalize, bool rescale);
+
+/// What the random ones share: those parameters and unbiased_rescale with this help, a required base, two passes. Of the method is left its name,
+/// summary, paper and make.
+[[nodiscard]] Method random_task_vector_method(Keep keep, bool consensus, bool normalize, std::vector<Parameter> more, std::string unbiased_help);
 
 /// Reads, besides those: epsilon (random_by_rank), gamma and drop_all_without_top (middle), unbiased_rescale (the random ones).
 [[nodiscard]] std::unique_ptr<TensorMerge> make_task_vector_merge(const TensorContext& context, const TaskVectorRules& rules);

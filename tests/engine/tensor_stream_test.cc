@@ -224,7 +224,8 @@ TEST(TensorStream, a_budget_that_cannot_hold_one_tile_is_refused_with_both_numbe
     FAIL() << "accepted";
   } catch (const Error& e) {
     EXPECT_EQ(e.code(), ErrorCode::out_of_memory);
-    EXPECT_THAT(e.message(), ::testing::HasSubstr("3072"));
+    // Of 4096 an eighth is kept for the process and a quarter for what methods gather.
+    EXPECT_THAT(e.message(), ::testing::HasSubstr("2560"));
   }
 }
 
