@@ -610,8 +610,21 @@ TokenizerPlan plan_tokenizer(const std::vector<TokenizerModel>& models, std::opt
     }
     output = builder.finish(models[source].folder);
     for (const TokenRule& rule : spec.rules) {
-      const RowRule resolved = resolve_rule(rule, models, vocabularies);
-      if (resolved.source != TokenRule::Source::none) state->rules.emplace(*output.find(rule.token), resolved);
+      try {
+        const RowRule resolved = resolve_rule(rule, models, vocabularies);
+        if (resolved.source != TokenRule::Source::none) state->rules.emplace(*output.find(rule.token), resolved);
+      } catch (const Error& error) {
+        // A source is looked at only where some model lacks the token, or where it is forced.
+        const auto has_token = [&](std::size_t m) {
+          const auto id = vocabularies[m]->find(rule.token);
+          return id && (!models[m].vocab_size || *id < *models[m].vocab_size);
+        };
+        bool needed = rule.force;
+        for (std::size_t m = 0; m < models.size(); ++m) needed = needed || !has_token(m);
+        if (needed) throw;
+        state->warnings.push_back("the rule for token " + quote_token(rule.token) +
+                                  " changes nothing, since every model has it, and is not valid: " + error.message());
+      }
     }
   }
 
@@ -644,7 +657,9 @@ std::vector<TensorRef> rebuild_embeddings(const TokenizerPlan& plan, std::span<c
   const TokenizerPlan::State& state = plan.state();
   std::vector<TensorRef> sources;
   std::vector<std::uint64_t> stored_rows;
-  DType type = dtype.value_or(inputs.empty() ? DType::f32 : inputs.front().tensor.tensor->dtype);
+  // Rows that are only lent take the type of what is merged.
+  const auto first_merged = std::find_if(inputs.begin(), inputs.end(), [](const EmbeddingInput& input) { return input.merged; });
+  DType type = dtype.value_or(first_merged == inputs.end() ? DType::f32 : first_merged->tensor.tensor->dtype);
   for (const EmbeddingInput& input : inputs) {
     const TensorInfo& tensor = *input.tensor.tensor;
     const ErrorPlace place{.file = input.tensor.checkpoint->path().string(), .tensor = tensor.name};
@@ -659,7 +674,7 @@ std::vector<TensorRef> rebuild_embeddings(const TokenizerPlan& plan, std::span<c
         throw Error(ErrorCode::unsupported,
                     "embeddings of types " + std::string(to_string(type)) + " and " + std::string(to_string(tensor.dtype)) + " cannot be mixed",
                     place);
-      type = promote(type, tensor.dtype);
+      if (input.merged) type = promote(type, tensor.dtype);
     }
     sources.push_back(input.tensor);
     stored_rows.push_back(static_cast<std::uint64_t>(tensor.shape[0]));

@@ -268,6 +268,12 @@ TEST(MergeTokenizer, rules_that_cannot_be_followed_are_refused_before_anything_i
   EXPECT_WEFT_ERROR(plan(id_rule("e", 1, 4)), invalid_argument, "token_id 4 is beyond the vocab_size 4 of ./other");
   EXPECT_WEFT_ERROR(plan(zero_rule("")), invalid_argument, "empty");
   EXPECT_NO_THROW(plan(id_rule("e", 1, 3)));
+  // Every model has "a", so that its source is not looked at unless it is forced.
+  EXPECT_NO_THROW(plan(id_rule("a", 1, 4)));
+  rule = id_rule("a", 1, 4);
+  rule.force = true;
+  EXPECT_WEFT_ERROR(plan(rule), invalid_argument, "token_id 4 is beyond");
+  EXPECT_WEFT_ERROR(plan(id_rule("d", 1, 4)), invalid_argument, "token_id 4 is beyond");
 }
 
 // --- Rows
@@ -341,6 +347,9 @@ TEST(MergeTokenizer, a_rule_may_take_a_row_from_a_model_that_is_not_merged) {
   EXPECT_EQ(column(views[0]), (std::vector<float>{100, 200, 201}));
   EXPECT_WEFT_ERROR(rebuild_embeddings(plan, std::span(inputs).first(1), "embed", std::nullopt, warnings), invalid_argument,
                     "lender has no such tensor");
+  // What is only lent does not decide the type.
+  const std::vector<EmbeddingInput> mixed = {{0, matrix(2, 100, DType::bf16), true}, {1, matrix(2, 200), false}};
+  EXPECT_EQ(rebuild_embeddings(plan, mixed, "embed", std::nullopt, warnings)[0].tensor->dtype, DType::bf16);
 }
 
 TEST(MergeTokenizer, a_matrix_that_needs_no_change_is_passed_on_as_stored) {
