@@ -27,10 +27,8 @@ constexpr std::size_t kLogitRows = 64;
 std::size_t text_limit(RunningModel& running, const ForwardOptions& options) {
   if (options.max_tokens > 0) return static_cast<std::size_t>(options.max_tokens);
   if (running.config().kind != model::NetworkKind::encoder) return 0;
-  const std::filesystem::path sentence = running.files().folder / "sentence_bert_config.json";
-  if (path_kind(sentence) == PathKind::file) {
-    const Json config = read_json_file(sentence);
-    if (const Json* limit = config.find("max_seq_length"); limit != nullptr && limit->integer().value_or(0) > 2)
+  if (const std::optional<Json> config = running.files().json_file("sentence_bert_config.json")) {
+    if (const Json* limit = config->find("max_seq_length"); limit != nullptr && limit->integer().value_or(0) > 2)
       return static_cast<std::size_t>(std::min(*limit->integer(), running.config().context));
   }
   const auto& of_file = running.tokenizer("a text").file_truncation();

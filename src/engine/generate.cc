@@ -111,12 +111,10 @@ struct Generator::State {
     for (const std::string& stop : options.stops)
       if (stop.empty()) throw Error(ErrorCode::invalid_argument, "a stop text is empty", {.key = "--stop"}, "leave it out");
     add_end_tokens(running.json(), ends);
-    const std::filesystem::path file = running.files().folder / "generation_config.json";
     sampling.temperature = 0;
-    if (path_kind(file) == PathKind::file) {
-      const Json config = read_json_file(file);
-      add_end_tokens(config, ends);
-      sampling = sampling_of(config);
+    if (const std::optional<Json> config = running.files().json_file("generation_config.json")) {
+      add_end_tokens(*config, ends);
+      sampling = sampling_of(*config);
     }
     if (options.sampling) sampling = *options.sampling;
     if (options.greedy) sampling.temperature = 0;
@@ -197,7 +195,8 @@ Generated Generator::generate(std::string_view prompt, bool special_tokens) {
 Generated Generator::answer(std::string_view message, std::string_view system) {
   const std::filesystem::path& folder = state_->running.files().folder;
   const model::Tokenizer& tokenizer = state_->running.tokenizer("a chat");
-  const std::optional<model::ChatTemplate> own = model::read_chat_template(folder);
+  const bool is_folder = path_kind(folder) == PathKind::folder;
+  const std::optional<model::ChatTemplate> own = is_folder ? model::read_chat_template(folder) : std::nullopt;
   if (!own && tokenizer.chat_template() == nullptr)
     throw Error(ErrorCode::not_found, "the model has no chat template", {.file = folder.string()}, "give a plain prompt, without --chat");
   Json::Array messages;

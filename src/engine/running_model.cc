@@ -7,9 +7,12 @@
 
 #include "adapt/folded_model.h"
 #include "base/budget.h"
+#include "base/file.h"
 #include "base/text.h"
+#include "checkpoint/gguf.h"
 #include "checkpoint/model_folder.h"
 #include "engine/model_config.h"
+#include "model/gguf_model.h"
 #include "model/vocabulary.h"
 #include "weft/error.h"
 
@@ -19,23 +22,39 @@ ModelFiles open_model_files(std::string_view model) {
   ModelFiles files;
   const adapt::ModelWithAdapters parts = adapt::split_adapters(model);
   files.checkpoint = open_checkpoint(parts.model);
-  // What an adapter adds is often less than a step of the model's type: it counts in full here, where nothing is stored.
-  for (const std::string& adapter : parts.adapters)
-    files.checkpoint =
-        adapt::fold_adapter(std::move(files.checkpoint), std::make_shared<const adapt::Adapter>(adapt::open_adapter(resolve_model(adapter).path)),
-                            {.dtype = DType::f32, .only_changed = true});
   const std::filesystem::path path = files.checkpoint->path();
   std::optional<Json> config;
-  if (const auto folder = folder_of_model(path)) {
+  if (as_gguf(*files.checkpoint) != nullptr) {
+    model::HuggingFaceModel as_folder = model::hugging_face_model(files.checkpoint);
+    files.checkpoint = std::move(as_folder.checkpoint);
+    files.folder = path;
+    files.small_files = std::move(as_folder.files);
+    files.warnings = std::move(as_folder.warnings);
+    config = std::move(as_folder.config);
+  } else if (const auto folder = folder_of_model(path)) {
     files.folder = *folder;
     config = read_model_config(*folder);
   }
   if (!config)
     throw Error(ErrorCode::not_found, "there is no config.json beside the weights, which says how they run", {.file = path.string()},
                 "name the model's folder");
+  // What an adapter adds is often less than a step of the model's type: it counts in full here, where nothing is stored.
+  for (const std::string& adapter : parts.adapters)
+    files.checkpoint =
+        adapt::fold_adapter(std::move(files.checkpoint), std::make_shared<const adapt::Adapter>(adapt::open_adapter(resolve_model(adapter).path)),
+                            {.dtype = DType::f32, .only_changed = true});
   files.config = std::move(*config);
   adapt::follow_in_config(*files.checkpoint, files.config, files.warnings);
   return files;
+}
+
+std::optional<Json> ModelFiles::json_file(std::string_view name) const {
+  for (const auto& [own, content] : small_files)
+    if (own == name) return parse_json(content, folder);
+  if (!small_files.empty() || path_kind(folder) != PathKind::folder) return std::nullopt;
+  const std::filesystem::path file = folder / name;
+  if (path_kind(file) != PathKind::file) return std::nullopt;
+  return read_json_file(file);
 }
 
 RunningModel::RunningModel(std::string_view model, const RunOptions& options) : options_(options), files_(open_model_files(model)) {
@@ -54,14 +73,24 @@ void RunningModel::warn(const std::string& text) {
   if (options_.on_warning) options_.on_warning(text);
 }
 
-bool RunningModel::has_tokenizer() const { return !model::tokenizer_files(files_.folder).empty(); }
+bool RunningModel::has_tokenizer() const {
+  if (path_kind(files_.folder) == PathKind::folder) return !model::tokenizer_files(files_.folder).empty();
+  for (const auto& [name, content] : files_.small_files)
+    if (name == "tokenizer.json") return true;
+  return false;
+}
 
 const model::Tokenizer& RunningModel::tokenizer(std::string_view why) {
   if (tokenizer_) return *tokenizer_;
   if (!has_tokenizer())
     throw Error(ErrorCode::not_found, fmt::format("the model has no tokenizer, which {} needs", why), {.file = files_.folder.string()},
                 "put its tokenizer.json beside config.json, or give token ids");
-  tokenizer_.emplace(model::Tokenizer::open(files_.folder));
+  if (files_.small_files.empty()) {
+    tokenizer_.emplace(model::Tokenizer::open(files_.folder));
+  } else {
+    const std::optional<Json> config = files_.json_file("tokenizer_config.json");
+    tokenizer_.emplace(model::Tokenizer::from_json(*files_.json_file("tokenizer.json"), config ? &*config : nullptr, files_.folder));
+  }
   if (static_cast<std::int64_t>(tokenizer_->num_ids()) > config().vocab)
     warn(fmt::format("the tokenizer has ids up to {}, but the model's vocabulary ends at {}: some texts cannot be run", tokenizer_->num_ids() - 1,
                      config().vocab - 1));

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "checkpoint/json.h"
@@ -18,9 +19,13 @@ namespace weft::engine {
 
 struct ModelFiles {
   std::shared_ptr<const Checkpoint> checkpoint;
-  std::filesystem::path folder;  ///< of config.json
+  std::filesystem::path folder;  ///< of config.json; for a GGUF file the file itself
   Json config;
+  std::vector<std::pair<std::string, std::string>> small_files;  ///< out of a GGUF file: tokenizer.json and its like, name and content
   std::vector<std::string> warnings;
+
+  /// Parsed; nothing when the model has no such file. Errors: corrupt.
+  [[nodiscard]] std::optional<Json> json_file(std::string_view name) const;
 };
 /// MODEL, or MODEL+ADAPTER with the changed tensors in float32. Errors: not_found without a config.json, corrupt, unsupported.
 [[nodiscard]] ModelFiles open_model_files(std::string_view model);

@@ -205,6 +205,19 @@ TEST(EvalCommand, several_texts_are_scored_in_one_load) {
   EXPECT_EQ(number(*got.find("protocol"), "num_windows"), 2);
 }
 
+TEST(EvalCommand, a_gguf_file_reads_and_scores_as_the_folder_that_it_was_made_from) {
+  const TemporaryFolder folder;
+  const std::string gguf = (folder / "model.gguf").string(), text = write_file(folder / "text", some_text(60));
+  const CommandResult converted = run_weft({"convert", kModel, gguf});
+  ASSERT_EQ(converted.status, 0) << converted.err;
+  const auto score = [&](const std::string& model) {
+    return json_of(run_weft({"eval", model, "--text", text, "--window", "64", "--windows", "3", "--json"})).find("texts")->array()->front();
+  };
+  const Json a = score(kModel), b = score(gguf);
+  EXPECT_NEAR(number(a, "nll_per_token"), number(b, "nll_per_token"), 1e-5);
+  EXPECT_EQ(number(a, "num_bytes"), number(b, "num_bytes"));
+}
+
 TEST(EvalCommand, texts_that_cannot_be_scored_are_refused) {
   const TemporaryFolder folder;
   const CommandResult empty = run_weft({"eval", kModel, "--text", write_file(folder / "empty", "")});
