@@ -61,7 +61,7 @@ constexpr std::array<KnownSplit, 17> kSplits = {{
 bool is_token_of_text(std::int64_t type) { return type == 3 || type == 4 || type == 2; }
 
 /// Control and user-defined tokens are searched in the text.
-std::vector<AddedToken> added_tokens(const GgufVocabulary& vocabulary) {
+std::vector<AddedToken> added_tokens(const GgufTokens& vocabulary) {
   std::vector<AddedToken> added;
   for (std::size_t id = 0; id < vocabulary.types.size(); ++id) {
     if (!is_token_of_text(vocabulary.types[id]) || vocabulary.tokens[id].empty()) continue;
@@ -74,13 +74,13 @@ std::vector<AddedToken> added_tokens(const GgufVocabulary& vocabulary) {
   return added;
 }
 
-std::vector<Vocabulary::Entry> entries_of(const GgufVocabulary& vocabulary) {
+std::vector<Vocabulary::Entry> entries_of(const GgufTokens& vocabulary) {
   std::vector<Vocabulary::Entry> entries;
   for (std::size_t id = 0; id < vocabulary.tokens.size(); ++id) entries.push_back({vocabulary.tokens[id], static_cast<std::uint32_t>(id)});
   return entries;
 }
 
-std::vector<BpeOptions::Entry> model_entries(const GgufVocabulary& vocabulary) {
+std::vector<BpeOptions::Entry> model_entries(const GgufTokens& vocabulary) {
   std::vector<BpeOptions::Entry> entries;
   for (std::size_t id = 0; id < vocabulary.tokens.size(); ++id) entries.push_back({vocabulary.tokens[id], static_cast<std::uint32_t>(id)});
   return entries;
@@ -88,7 +88,7 @@ std::vector<BpeOptions::Entry> model_entries(const GgufVocabulary& vocabulary) {
 
 Json stage(const char* type) { return Json(Json::Object{{"type", Json(type)}, {"add_prefix_space", Json(false)}, {"use_regex", Json(false)}}); }
 
-std::unique_ptr<Tokenizer::Impl> byte_level(const GgufVocabulary& vocabulary, const fs::path& file) {
+std::unique_ptr<Tokenizer::Impl> byte_level(const GgufTokens& vocabulary, const fs::path& file) {
   const auto split = std::find_if(kSplits.begin(), kSplits.end(), [&](const KnownSplit& known) { return known.name == vocabulary.pre; });
   if (split == kSplits.end() && !vocabulary.pre.empty())
     throw Error(ErrorCode::unsupported, "the split '" + printable(vocabulary.pre) + "' of this vocabulary is not known",
@@ -121,7 +121,7 @@ std::unique_ptr<Tokenizer::Impl> byte_level(const GgufVocabulary& vocabulary, co
   return impl;
 }
 
-SentencePieceFile pieces_of(const GgufVocabulary& vocabulary, SentencePieceFile::Kind kind, const fs::path& file) {
+SentencePieceFile pieces_of(const GgufTokens& vocabulary, SentencePieceFile::Kind kind, const fs::path& file) {
   SentencePieceFile pieces;
   pieces.kind = kind;
   std::size_t unknown = 0;
@@ -156,7 +156,7 @@ SentencePieceFile pieces_of(const GgufVocabulary& vocabulary, SentencePieceFile:
   return pieces;
 }
 
-std::unique_ptr<Tokenizer::Impl> wordpiece(GgufVocabulary& vocabulary, const fs::path& file) {
+std::unique_ptr<Tokenizer::Impl> wordpiece(GgufTokens& vocabulary, const fs::path& file) {
   // Stored the other way round: what begins a word has the space symbol, what continues one has nothing.
   constexpr std::string_view kSpace = "\u2581";
   for (std::size_t id = 0; id < vocabulary.tokens.size(); ++id) {
@@ -183,8 +183,8 @@ std::unique_ptr<Tokenizer::Impl> wordpiece(GgufVocabulary& vocabulary, const fs:
 
 }  // namespace
 
-GgufVocabulary read_gguf_vocabulary(const GgufMetadata& metadata, const fs::path& file) {
-  GgufVocabulary result;
+GgufTokens read_gguf_tokens(const GgufMetadata& metadata, const fs::path& file) {
+  GgufTokens result;
   const auto key = [](const char* name) { return std::string("tokenizer.ggml.") + name; };
   const auto kind = metadata.text(key("model"));
   const GgufValue* tokens = metadata.find(key("tokens"));
@@ -221,7 +221,7 @@ GgufVocabulary read_gguf_vocabulary(const GgufMetadata& metadata, const fs::path
   return result;
 }
 
-Tokenizer make_gguf_tokenizer(GgufVocabulary vocabulary, const fs::path& file) {
+Tokenizer make_gguf_tokenizer(GgufTokens vocabulary, const fs::path& file) {
   std::unique_ptr<Tokenizer::Impl> impl;
   bool bos_by_default = false;
   bool eos_by_default = false;

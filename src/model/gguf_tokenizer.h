@@ -14,7 +14,7 @@ namespace weft::model {
 class Tokenizer;
 
 /// The vocabulary inside a GGUF file ("tokenizer.ggml.*").
-struct GgufVocabulary {
+struct GgufTokens {
   std::string kind;  ///< "gpt2" (byte-level BPE), "llama" (SentencePiece BPE), "bert" (WordPiece), "t5" (Unigram)
   std::string pre;   ///< which split a byte-level BPE uses
   std::vector<std::string> tokens;
@@ -36,9 +36,9 @@ struct GgufVocabulary {
 };
 
 /// Errors: not_found when the file has none, corrupt when its lists have different lengths. metadata: with its lists read.
-[[nodiscard]] GgufVocabulary read_gguf_vocabulary(const GgufMetadata& metadata, const std::filesystem::path& file);
+[[nodiscard]] GgufTokens read_gguf_tokens(const GgufMetadata& metadata, const std::filesystem::path& file);
 
 /// The tokenizer of a vocabulary. Errors: unsupported for another kind or an unknown split, corrupt.
-[[nodiscard]] Tokenizer make_gguf_tokenizer(GgufVocabulary vocabulary, const std::filesystem::path& file);
+[[nodiscard]] Tokenizer make_gguf_tokenizer(GgufTokens vocabulary, const std::filesystem::path& file);
 
 }  // namespace weft::model

@@ -147,13 +147,11 @@ class WordPiece final : public TokenDecoder {
   void apply(Tokens& tokens) const override {
     for (std::size_t i = 0; i < tokens.size(); ++i) {
       std::string& token = tokens[i];
-      if (i > 0) {
-        if (!prefix_.empty() && token.starts_with(prefix_))
+      if (i > 0 && !prefix_.empty()) {
+        if (token.starts_with(prefix_))
           token.erase(0, prefix_.size());
-        else if (prefix_.empty())
-          ;
         else
-          token.insert(0, " ");
+          token.insert(token.begin(), ' ');
       }
       if (!cleanup_) continue;
       constexpr std::array<std::pair<std::string_view, std::string_view>, 11> kRules = {{{" .", "."},

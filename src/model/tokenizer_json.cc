@@ -291,7 +291,7 @@ Tokenizer Tokenizer::open(const std::filesystem::path& path) {
     const std::string extension = path.extension().string();
     if (extension == ".json") return from_json(read_json_file(path), nullptr, path);
     if (extension == ".gguf")
-      return make_gguf_tokenizer(read_gguf_vocabulary(read_gguf_header(File(path, FileMode::read), GgufLists::keep_all).metadata, path), path);
+      return make_gguf_tokenizer(read_gguf_tokens(read_gguf_header(File(path, FileMode::read), GgufLists::keep_all).metadata, path), path);
     if (extension == ".model") return from_sentencepiece(read_text_file(path, kMaxSentencePieceBytes), nullptr, path);
     return open(path.parent_path());
   }
