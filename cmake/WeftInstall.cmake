@@ -24,6 +24,8 @@ set(CPACK_DEBIAN_PACKAGE_DESCRIPTION "Reads model checkpoints tensor by tensor i
 set(CPACK_DEBIAN_FILE_NAME DEB-DEFAULT)
 set(CPACK_DEBIAN_PACKAGE_SECTION science)
 set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS ON)
+# Loaded when something first needs them, so the packager does not see them.
+set(CPACK_DEBIAN_PACKAGE_RECOMMENDS "libopenblas0-pthread, libdnnl2")
 set(CPACK_DEBIAN_PACKAGE_GENERATE_SHLIBS ON)
 set(CPACK_PACKAGING_INSTALL_PREFIX /usr)
 set(CPACK_STRIP_FILES ON)

@@ -13,7 +13,12 @@ if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then bold=$'\e[1m' dim=$'\e[2m' plain=$'\
 say() { printf '\n%s%s%s\n' "$bold" "$1" "$plain"; }
 # Shows a command as one would type it, then runs it.
 show() {
-  printf '%s$ weft %s%s\n' "$dim" "$*" "$plain"
+  local typed='' word
+  for word in "$@"; do
+    [[ $word == *' '* ]] && word="\"$word\""
+    typed+=" $word"
+  done
+  printf '%s$ weft%s%s\n' "$dim" "$typed" "$plain"
   "$weft" "$@"
 }
 

@@ -60,7 +60,7 @@ std::string overview_text(const std::vector<Command>& commands) {
   for (const std::string& family : families) {
     text += heading(family);
     for (const Command& command : commands)
-      if (!command.hidden && command.family == family) text += fmt::format("  {:14} {}\n", command.name, command.summary);
+      if (!command.hidden && command.family == family) text += fmt::format("  {:16} {}\n", command.name, command.summary);
   }
   return text + "\n'weft help COMMAND' explains a command, 'weft methods' lists what it can do with weights.\n";
 }
