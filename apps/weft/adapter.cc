@@ -26,16 +26,6 @@ double number_argument(const std::string& text, const std::string& option) {
 
 std::optional<std::uint64_t> count_argument(std::uint64_t value) { return value == 0 ? std::nullopt : std::optional(value); }
 
-void print_report(const JobReport& report, const CommonOptions& options, const std::string& headline, Json::Object details = {}) {
-  if (options.json) {
-    print_json(report_json(report, std::move(details)));
-  } else if (report.dry_run) {
-    print_plan(report, options);
-  } else if (!options.quiet) {
-    print_summary(report, headline);
-  }
-}
-
 void add_file_options(Command& command, CommonOptions& options) {
   command.group("Output");
   command.flag({"--dry-run"}, options.dry_run, "print the plan and stop");

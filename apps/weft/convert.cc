@@ -34,13 +34,7 @@ int run_convert(const Arguments& arguments) {
     options.dtype = dtype_argument(arguments.dtype, "--dtype");
   const JobReport report = convert(arguments.model, arguments.output, options);
   console.finish();
-  if (arguments.common.json) {
-    print_json(report_json(report, {}));
-  } else if (report.dry_run) {
-    print_plan(report, arguments.common);
-  } else if (!arguments.common.quiet) {
-    print_summary(report, "converted " + arguments.model);
-  }
+  print_report(report, arguments.common, "converted " + arguments.model);
   return 0;
 }
 

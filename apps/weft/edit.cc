@@ -66,13 +66,7 @@ int run_metadata(const MetadataArguments& arguments) {
   console.fill(options);
   const JobReport report = edit_metadata(arguments.model, arguments.output, arguments.change, options);
   console.finish();
-  if (arguments.common.json) {
-    print_json(report_json(report, {}));
-  } else if (report.dry_run) {
-    print_plan(report, arguments.common);
-  } else if (!arguments.common.quiet) {
-    print_summary(report, "edited the metadata of " + arguments.model);
-  }
+  print_report(report, arguments.common, "edited the metadata of " + arguments.model);
   return 0;
 }
 
@@ -89,13 +83,7 @@ int run_dump(const DumpArguments& arguments) {
   console.fill(options);
   const JobReport report = dump_tensor(arguments.model, arguments.tensor, arguments.file, options);
   console.finish();
-  if (arguments.common.json) {
-    print_json(report_json(report, {}));
-  } else if (report.dry_run) {
-    print_plan(report, arguments.common);
-  } else if (!arguments.common.quiet) {
-    print_summary(report, "dumped " + arguments.tensor);
-  }
+  print_report(report, arguments.common, "dumped " + arguments.tensor);
   return 0;
 }
 
@@ -250,7 +238,8 @@ Command edit_metadata_command() {
   command.summary = "set and remove metadata of a GGUF or safetensors file";
   command.synopsis = "FILE OUT [--set KEY=VALUE]... [--remove KEY]... [OPTION]...";
   command.description =
-      "The tensors are copied as they are, blocks included. In a GGUF file a key that is there keeps its type; for a new one the type follows from the "
+      "The tensors are copied as they are, blocks included. In a GGUF file a key that is there keeps its type; for a new one the type follows from "
+      "the "
       "value (true and false, numbers, text) unless it is given as in 'KEY:u64=VALUE': u8, i8, u16, i16, u32, i32, u64, i64, f32, f64, bool, string. "
       "'weft info' shows the metadata.";
   command.example = "weft edit metadata models/tiny-base/model.safetensors out/named.safetensors --set title=tiny --dry-run";
@@ -262,11 +251,13 @@ Command edit_metadata_command() {
               [arguments](const std::string& text) {
                 const std::size_t equals = text.find('=');
                 if (equals == std::string::npos || equals == 0)
-                  throw Error(ErrorCode::invalid_argument, "'" + printable(text) + "' is not KEY=VALUE", {.key = "--set"}, "write --set general.name=Tiny");
+                  throw Error(ErrorCode::invalid_argument, "'" + printable(text) + "' is not KEY=VALUE", {.key = "--set"},
+                              "write --set general.name=Tiny");
                 arguments->change.set.emplace_back(text.substr(0, equals), text.substr(equals + 1));
               })
       .repeated = true;
-  command.custom({"--remove"}, "KEY", "remove a key", [arguments](const std::string& text) { arguments->change.remove.push_back(text); }).repeated = true;
+  command.custom({"--remove"}, "KEY", "remove a key", [arguments](const std::string& text) { arguments->change.remove.push_back(text); }).repeated =
+      true;
   add_output_options(command, arguments->common);
   add_job_options(command, arguments->common);
   add_print_options(command, arguments->common);

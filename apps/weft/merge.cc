@@ -85,7 +85,7 @@ Json::Object details_of(const JobReport& report) {
   return {{"method", text_or_null(methods_of(report))}, {"num_models", Json(static_cast<std::uint64_t>(num_models_of(report)))}};
 }
 
-void print_report(const JobReport& report, const CommonOptions& options) {
+void print_merge(const JobReport& report, const CommonOptions& options) {
   if (report.dry_run) {
     print_plan(report, options);
   } else if (!options.quiet) {
@@ -96,7 +96,7 @@ void print_report(const JobReport& report, const CommonOptions& options) {
 
 void print_reports(const std::vector<JobReport>& reports, const CommonOptions& options) {
   if (!options.json) {
-    for (const JobReport& report : reports) print_report(report, options);
+    for (const JobReport& report : reports) print_merge(report, options);
     return;
   }
   // One document: the last result in the usual shape, all of them in the order in which they ran under details.
@@ -153,13 +153,8 @@ int run_merge(const Arguments& arguments) {
     moe.write_config_copy = arguments.write_model_card;
     const JobReport report = merge_moe(text, arguments.config, arguments.output, moe);
     console.finish();
-    if (arguments.common.json) {
-      print_json(report_json(report, {{"method", Json("moe")}, {"num_models", Json(static_cast<std::uint64_t>(num_models_of(report)))}}));
-    } else if (report.dry_run) {
-      print_plan(report, arguments.common);
-    } else if (!arguments.common.quiet) {
-      print_summary(report, "built a mixture of experts");
-    }
+    print_report(report, arguments.common, "built a mixture of experts",
+                 {{"method", Json("moe")}, {"num_models", Json(static_cast<std::uint64_t>(num_models_of(report)))}});
     return 0;
   }
 
@@ -176,7 +171,7 @@ int run_merge(const Arguments& arguments) {
   if (arguments.common.json) {
     print_json(report_json(report, details_of(report)));
   } else {
-    print_report(report, arguments.common);
+    print_merge(report, arguments.common);
   }
   return 0;
 }

@@ -55,4 +55,14 @@ void print_summary(const JobReport& report, const std::string& headline) {
   if (report.bytes_resumed > 0) std::printf("  went on with %s that an earlier run had finished\n", format_size(report.bytes_resumed).c_str());
 }
 
+void print_report(const JobReport& report, const CommonOptions& options, const std::string& headline, Json::Object details) {
+  if (options.json) {
+    print_json(report_json(report, std::move(details)));
+  } else if (report.dry_run) {
+    print_plan(report, options);
+  } else if (!options.quiet) {
+    print_summary(report, headline);
+  }
+}
+
 }  // namespace weft::app

@@ -18,5 +18,7 @@ namespace weft::app {
 void print_plan(const JobReport& report, const CommonOptions& options);
 /// What was read and written, how fast, with how much memory. headline: "merged 3 models with ties".
 void print_summary(const JobReport& report, const std::string& headline);
+/// What a command without more to say ends with: the document, the plan after a dry run, or the summary unless quiet.
+void print_report(const JobReport& report, const CommonOptions& options, const std::string& headline, Json::Object details = {});
 
 }  // namespace weft::app

@@ -16,6 +16,29 @@
 namespace weft::math {
 namespace {
 
+// What we call of oneDNN, to be declared and looked up.
+#define WEFT_DNNL_FUNCTIONS(X)               \
+  X(dnnl_sgemm)                              \
+  X(dnnl_version)                            \
+  X(dnnl_get_effective_cpu_isa)              \
+  X(dnnl_engine_create)                      \
+  X(dnnl_stream_create)                      \
+  X(dnnl_memory_create)                      \
+  X(dnnl_memory_destroy)                     \
+  X(dnnl_memory_set_data_handle)             \
+  X(dnnl_memory_desc_init_by_strides)        \
+  X(dnnl_memory_desc_get_size)               \
+  X(dnnl_matmul_desc_init)                   \
+  X(dnnl_primitive_attr_create)              \
+  X(dnnl_primitive_attr_set_scratchpad_mode) \
+  X(dnnl_primitive_attr_destroy)             \
+  X(dnnl_primitive_desc_create)              \
+  X(dnnl_primitive_desc_query_md)            \
+  X(dnnl_primitive_desc_destroy)             \
+  X(dnnl_primitive_create)                   \
+  X(dnnl_primitive_destroy)                  \
+  X(dnnl_primitive_execute)
+
 constexpr const char* kLibraryName = "libdnnl.so.2";
 
 /// The functions that we use, found when the first product is asked for.
@@ -26,27 +49,8 @@ struct Library {
   bool has_amx = false;
   dnnl_engine_t engine = nullptr;
 
-#define WEFT_DNNL(name) decltype(&::name) name = nullptr
-  WEFT_DNNL(dnnl_sgemm);
-  WEFT_DNNL(dnnl_version);
-  WEFT_DNNL(dnnl_get_effective_cpu_isa);
-  WEFT_DNNL(dnnl_engine_create);
-  WEFT_DNNL(dnnl_stream_create);
-  WEFT_DNNL(dnnl_memory_create);
-  WEFT_DNNL(dnnl_memory_destroy);
-  WEFT_DNNL(dnnl_memory_set_data_handle);
-  WEFT_DNNL(dnnl_memory_desc_init_by_strides);
-  WEFT_DNNL(dnnl_memory_desc_get_size);
-  WEFT_DNNL(dnnl_matmul_desc_init);
-  WEFT_DNNL(dnnl_primitive_attr_create);
-  WEFT_DNNL(dnnl_primitive_attr_set_scratchpad_mode);
-  WEFT_DNNL(dnnl_primitive_attr_destroy);
-  WEFT_DNNL(dnnl_primitive_desc_create);
-  WEFT_DNNL(dnnl_primitive_desc_query_md);
-  WEFT_DNNL(dnnl_primitive_desc_destroy);
-  WEFT_DNNL(dnnl_primitive_create);
-  WEFT_DNNL(dnnl_primitive_destroy);
-  WEFT_DNNL(dnnl_primitive_execute);
+#define WEFT_DNNL(name) decltype(&::name) name = nullptr;
+  WEFT_DNNL_FUNCTIONS(WEFT_DNNL)
 #undef WEFT_DNNL
   void (*omp_set_num_threads)(int) = nullptr;
 
@@ -62,27 +66,8 @@ struct Library {
       function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(::dlsym(handle, name));
       complete = complete && function != nullptr;
     };
-#define WEFT_DNNL(name) find(#name, name)
-    WEFT_DNNL(dnnl_sgemm);
-    WEFT_DNNL(dnnl_version);
-    WEFT_DNNL(dnnl_get_effective_cpu_isa);
-    WEFT_DNNL(dnnl_engine_create);
-    WEFT_DNNL(dnnl_stream_create);
-    WEFT_DNNL(dnnl_memory_create);
-    WEFT_DNNL(dnnl_memory_destroy);
-    WEFT_DNNL(dnnl_memory_set_data_handle);
-    WEFT_DNNL(dnnl_memory_desc_init_by_strides);
-    WEFT_DNNL(dnnl_memory_desc_get_size);
-    WEFT_DNNL(dnnl_matmul_desc_init);
-    WEFT_DNNL(dnnl_primitive_attr_create);
-    WEFT_DNNL(dnnl_primitive_attr_set_scratchpad_mode);
-    WEFT_DNNL(dnnl_primitive_attr_destroy);
-    WEFT_DNNL(dnnl_primitive_desc_create);
-    WEFT_DNNL(dnnl_primitive_desc_query_md);
-    WEFT_DNNL(dnnl_primitive_desc_destroy);
-    WEFT_DNNL(dnnl_primitive_create);
-    WEFT_DNNL(dnnl_primitive_destroy);
-    WEFT_DNNL(dnnl_primitive_execute);
+#define WEFT_DNNL(name) find(#name, name);
+    WEFT_DNNL_FUNCTIONS(WEFT_DNNL)
 #undef WEFT_DNNL
     if (!complete || dnnl_engine_create(&engine, dnnl_cpu, 0) != dnnl_success) {
       about = std::string("plain loops; ") + kLibraryName + " lacks what is needed";

@@ -8,15 +8,13 @@
 #include <vector>
 
 #include "model/token_model.h"
+#include "model/vocabulary.h"
 
 namespace weft::model {
 
 /// Byte-pair encoding as the tokenizers library has it: pairs are merged by rank, leftmost first.
 struct BpeOptions {
-  struct Entry {
-    std::string token;
-    std::uint32_t id = 0;
-  };
+  using Entry = Vocabulary::Entry;
   struct Merge {
     std::string left;
     std::string right;

@@ -80,12 +80,6 @@ std::vector<Vocabulary::Entry> entries_of(const GgufTokens& vocabulary) {
   return entries;
 }
 
-std::vector<BpeOptions::Entry> model_entries(const GgufTokens& vocabulary) {
-  std::vector<BpeOptions::Entry> entries;
-  for (std::size_t id = 0; id < vocabulary.tokens.size(); ++id) entries.push_back({vocabulary.tokens[id], static_cast<std::uint32_t>(id)});
-  return entries;
-}
-
 Json stage(const char* type) { return Json(Json::Object{{"type", Json(type)}, {"add_prefix_space", Json(false)}, {"use_regex", Json(false)}}); }
 
 std::unique_ptr<Tokenizer::Impl> byte_level(const GgufTokens& vocabulary, const fs::path& file) {
@@ -97,7 +91,7 @@ std::unique_ptr<Tokenizer::Impl> byte_level(const GgufTokens& vocabulary, const 
   impl->kind = "BPE";
   impl->vocabulary = Vocabulary(TokenizerKind::bpe, entries_of(vocabulary), added_tokens(vocabulary), file);
   BpeOptions options;
-  options.vocabulary = model_entries(vocabulary);
+  options.vocabulary = entries_of(vocabulary);
   for (const std::string& merge : vocabulary.merges) {
     const std::size_t space = merge.find(' ', 1);
     if (space == std::string::npos || merge.find(' ', space + 1) != std::string::npos)
@@ -174,7 +168,7 @@ std::unique_ptr<Tokenizer::Impl> wordpiece(GgufTokens& vocabulary, const fs::pat
   impl->pre_tokenizer = make_pre_tokenizer(Json(Json::Object{{"type", Json("BertPreTokenizer")}}), ByteMapping::characters, file, "").stage;
   impl->decoder = make_decoder(Json(Json::Object{{"type", Json("WordPiece")}}), file, "");
   WordPieceOptions options;
-  options.vocabulary = model_entries(vocabulary);
+  options.vocabulary = entries_of(vocabulary);
   if (vocabulary.unknown && *vocabulary.unknown < vocabulary.tokens.size()) options.unknown = vocabulary.tokens[*vocabulary.unknown];
   impl->model = make_wordpiece(std::move(options), file);
   impl->find_added_tokens();

@@ -27,6 +27,22 @@ void replace_all(std::string& text, std::string_view from, std::string_view to) 
   text = out.append(text, last);
 }
 
+/// Takes back the spaces that splitting English into words put before punctuation and contractions.
+void clean_up(std::string& text) {
+  constexpr std::array<std::pair<std::string_view, std::string_view>, 11> kRules = {{{" .", "."},
+                                                                                     {" ?", "?"},
+                                                                                     {" !", "!"},
+                                                                                     {" ,", ","},
+                                                                                     {" ' ", "'"},
+                                                                                     {" n't", "n't"},
+                                                                                     {" 'm", "'m"},
+                                                                                     {" do not", " don't"},
+                                                                                     {" 's", "'s"},
+                                                                                     {" 've", "'ve"},
+                                                                                     {" 're", "'re"}}};
+  for (const auto& [from, to] : kRules) replace_all(text, from, to);
+}
+
 class Sequence final : public TokenDecoder {
  public:
   explicit Sequence(std::vector<std::unique_ptr<TokenDecoder>> parts) : parts_(std::move(parts)) {}
@@ -153,19 +169,7 @@ class WordPiece final : public TokenDecoder {
         else
           token.insert(token.begin(), ' ');
       }
-      if (!cleanup_) continue;
-      constexpr std::array<std::pair<std::string_view, std::string_view>, 11> kRules = {{{" .", "."},
-                                                                                         {" ?", "?"},
-                                                                                         {" !", "!"},
-                                                                                         {" ,", ","},
-                                                                                         {" ' ", "'"},
-                                                                                         {" n't", "n't"},
-                                                                                         {" 'm", "'m"},
-                                                                                         {" do not", " don't"},
-                                                                                         {" 's", "'s"},
-                                                                                         {" 've", "'ve"},
-                                                                                         {" 're", "'re"}}};
-      for (const auto& [from, to] : kRules) replace_all(token, from, to);
+      if (cleanup_) clean_up(token);
     }
   }
 
@@ -197,18 +201,7 @@ class Ctc final : public TokenDecoder {
       std::string text = token;
       replace_all(text, pad_, "");
       if (cleanup_) {
-        constexpr std::array<std::pair<std::string_view, std::string_view>, 11> kRules = {{{" .", "."},
-                                                                                           {" ?", "?"},
-                                                                                           {" !", "!"},
-                                                                                           {" ,", ","},
-                                                                                           {" ' ", "'"},
-                                                                                           {" n't", "n't"},
-                                                                                           {" 'm", "'m"},
-                                                                                           {" do not", " don't"},
-                                                                                           {" 's", "'s"},
-                                                                                           {" 've", "'ve"},
-                                                                                           {" 're", "'re"}}};
-        for (const auto& [from, to] : kRules) replace_all(text, from, to);
+        clean_up(text);
         replace_all(text, delimiter_, " ");
       }
       if (!text.empty()) out.push_back(std::move(text));

@@ -21,13 +21,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::vector<BpeOptions::Entry> bpe_entries(std::vector<Vocabulary::Entry> entries) {
-  std::vector<BpeOptions::Entry> out;
-  out.reserve(entries.size());
-  for (auto& entry : entries) out.push_back({std::move(entry.token), entry.id});
-  return out;
-}
-
 /// "a b" or ["a", "b"].
 std::vector<BpeOptions::Merge> merges_of(const JsonFields& model) {
   std::vector<BpeOptions::Merge> merges;
@@ -170,7 +163,7 @@ std::unique_ptr<Tokenizer::Impl> impl_from_json(const Json& json, const Json* co
   switch (entries.kind) {
     case TokenizerKind::bpe: {
       BpeOptions options;
-      options.vocabulary = bpe_entries(std::move(entries.model));
+      options.vocabulary = std::move(entries.model);
       options.merges = merges_of(model);
       options.unknown = model.optional_text("unk_token");
       options.prefix = model.text("continuing_subword_prefix", "");
@@ -187,7 +180,7 @@ std::unique_ptr<Tokenizer::Impl> impl_from_json(const Json& json, const Json* co
     }
     case TokenizerKind::wordpiece: {
       WordPieceOptions options;
-      options.vocabulary = bpe_entries(std::move(entries.model));
+      options.vocabulary = std::move(entries.model);
       options.unknown = model.text("unk_token", "[UNK]");
       options.prefix = model.text("continuing_subword_prefix", "##");
       options.max_characters = model.count("max_input_chars_per_word", 100);
@@ -195,7 +188,7 @@ std::unique_ptr<Tokenizer::Impl> impl_from_json(const Json& json, const Json* co
       break;
     }
     case TokenizerKind::wordlevel:
-      impl->model = make_wordlevel(bpe_entries(std::move(entries.model)), model.text("unk_token", "<unk>"), file);
+      impl->model = make_wordlevel(std::move(entries.model), model.text("unk_token", "<unk>"), file);
       break;
     default:
       impl->model = make_unigram(unigram_of(model), file);
@@ -259,7 +252,7 @@ std::unique_ptr<Tokenizer::Impl> impl_from_bert_files(const TokenizerFolder& fol
   impl->pre_tokenizer = make_pre_tokenizer(Json(Json::Object{{"type", Json("BertPreTokenizer")}}), ByteMapping::characters, file, "").stage;
   impl->decoder = make_decoder(Json(Json::Object{{"type", Json("WordPiece")}}), file, "decoder");
   WordPieceOptions options;
-  options.vocabulary = bpe_entries(std::move(entries));
+  options.vocabulary = std::move(entries);
   impl->model = make_wordpiece(std::move(options), file);
   const auto cls = impl->vocabulary.find("[CLS]");
   const auto sep = impl->vocabulary.find("[SEP]");
