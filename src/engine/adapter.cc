@@ -446,8 +446,11 @@ JobReport fold_adapter(std::string_view model, std::string_view adapter, const f
   fold.scale = options.scale;
   fold.residual_base = options.residual_base;
   const std::shared_ptr<const Checkpoint> folded = adapt::fold_adapter(base, opened, fold);
+  engine::OutputJob job = engine::convert_job(folded, fmt::format("{}+{}", model, adapter), output, options);
+  job.ingredients.push_back({"--scale", fmt::format("{}", options.scale)});
+  job.ingredients.push_back({"the residual base", options.residual_base ? "yes" : "no"});
   engine::JobBatch batch(options, "folding");
-  batch.add(engine::convert_job(folded, fmt::format("{}+{}", model, adapter), output, options), output);
+  batch.add(std::move(job), output);
   return std::move(batch.run().front());
 }
 

@@ -7,6 +7,7 @@
 
 #include "base/text.h"
 #include "checkpoint/gguf.h"
+#include "checkpoint/json.h"
 #include "checkpoint/model_folder.h"
 #include "engine/gguf_output.h"
 #include "engine/output_job.h"
@@ -152,6 +153,10 @@ JobReport edit_metadata(std::string_view model, const fs::path& output, const Me
   job.inputs = {checkpoint};
   job.input_paths = {source.path};
   job.warnings.insert(job.warnings.begin(), checkpoint->warnings().begin(), checkpoint->warnings().end());
+  std::string changes;
+  for (const std::string& key : change.remove) changes += fmt::format("--remove {}\n", json_quote(key));
+  for (const auto& [key, text] : change.set) changes += fmt::format("--set {}={}\n", json_quote(key), json_quote(text));
+  job.ingredients = {{"the changes", std::move(changes)}};
   engine::JobBatch batch(options, "editing");
   batch.add(std::move(job), output);
   return std::move(batch.run().front());

@@ -13,6 +13,7 @@
 
 #include "base/budget.h"
 #include "base/check.h"
+#include "base/checksum.h"
 #include "base/file.h"
 #include "base/philox.h"
 #include "base/text.h"
@@ -39,6 +40,8 @@ using model::Role;
 
 /// Targets of one unit of work; fixed, so that threads change nothing.
 constexpr std::size_t kBatch = 32;
+/// Of what --trim reads.
+constexpr std::uint64_t kLargestText = std::uint64_t{1} << 30;
 
 [[noreturn]] void refuse(const char* key, std::string what, std::string advice) {
   throw Error(ErrorCode::invalid_argument, std::move(what), {.key = key}, std::move(advice));
@@ -526,7 +529,6 @@ std::uint64_t trim(LazyModel& lazy, const fs::path& text_file) {
   if (path_kind(file) != PathKind::file)
     throw Error(ErrorCode::unsupported, "only tokenizers with a tokenizer.json can be trimmed", {.file = folder.string()},
                 "save the tokenizer with transformers first, which writes one");
-  constexpr std::uint64_t kLargestText = std::uint64_t{1} << 30;
   const std::string text = read_text_file(text_file, kLargestText);
   const model::Tokenizer tokenizer = model::Tokenizer::open(folder);
   std::vector<std::uint32_t> used = tokenizer.ids(text, true);
@@ -590,6 +592,20 @@ std::uint64_t trim(LazyModel& lazy, const fs::path& text_file) {
   return rows;
 }
 
+/// What decides the rows beside the models (whose files every job looks at) and the seed.
+std::vector<JournalHead::Ingredient> ingredients_of(const TokensOptions& options) {
+  if (options.resize) return {{"--resize", std::to_string(*options.resize)}};
+  if (options.trim_text) {
+    const std::string text = read_text_file(*options.trim_text, kLargestText);
+    return {{"--trim", to_string(checksum_of(std::string_view(text)))}};
+  }
+  const auto number = [](const std::optional<double>& value) { return value ? fmt::format("{}", *value) : "none"; };
+  return {{"--tokenizer", *options.tokenizer},
+          {"how rows are made", fmt::format("{}, k {}{}, weights {}, subwords {}, prefixes {}, bytes {}, noise {}, scale {}", options.method,
+                                            options.k, options.cosine ? " by angle" : "", options.weights, options.subwords, options.prefix_match,
+                                            options.byte_match, number(options.noise), number(options.scale))}};
+}
+
 }  // namespace
 
 TokensReport edit_tokens(std::string_view model, const fs::path& output, const TokensOptions& options) {
@@ -609,8 +625,10 @@ TokensReport edit_tokens(std::string_view model, const fs::path& output, const T
   } else {
     notes.push_back(fmt::format("{} tokens are left", trim(lazy, *options.trim_text)));
   }
+  engine::OutputJob job = engine::output_job_of(std::move(lazy), output);
+  job.ingredients = ingredients_of(options);
   engine::JobBatch batch(options, "editing");
-  batch.add(engine::output_job_of(std::move(lazy), output), output);
+  batch.add(std::move(job), output);
   TokensReport report;
   static_cast<JobReport&>(report) = std::move(batch.run().front());
   report.notes = std::move(notes);

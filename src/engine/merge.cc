@@ -27,7 +27,8 @@ engine::OutputJob plan_one(const engine::MergeConfig& config, engine::ModelCache
   job.warnings = std::move(warnings);
   job.warnings.insert(job.warnings.end(), plan.warnings.begin(), plan.warnings.end());
   job.write_into_existing = options.write_into_existing;
-  job.ingredients = {{"the config", config.text}};
+  job.ingredients = {{"the config", config.text},
+                     {"--lora-merge-dtype", options.lora_merge_dtype ? std::string(to_string(*options.lora_merge_dtype)) : "as stored"}};
   return job;
 }
 
@@ -50,15 +51,16 @@ JobReport merge_models(std::string_view config_text, const fs::path& config_name
 std::vector<JobReport> merge_multi(std::string_view config_text, const fs::path& config_name, const std::optional<fs::path>& output,
                                    const MultiMergeOptions& options) {
   std::vector<std::string> warnings;
-  const std::vector<engine::MergeConfig> configs = engine::parse_merge_configs(config_text, config_name.string(), {.strict = options.strict}, warnings);
+  const std::vector<engine::MergeConfig> configs =
+      engine::parse_merge_configs(config_text, config_name.string(), {.strict = options.strict}, warnings);
   for (const engine::MergeConfig& config : configs) {
     if (config.name.empty() && !output) {
       throw Error(ErrorCode::invalid_argument, "one of the configs has no name, so its result needs a place", {.file = config_name.string()},
                   "give an output folder, or a name in the config");
     }
     if (!config.name.empty() && !options.intermediate_dir) {
-      throw Error(ErrorCode::invalid_argument, fmt::format("the result '{}' needs a folder to be kept in", config.name), {.file = config_name.string()},
-                  "give the folder for named results with -I");
+      throw Error(ErrorCode::invalid_argument, fmt::format("the result '{}' needs a folder to be kept in", config.name),
+                  {.file = config_name.string()}, "give the folder for named results with -I");
     }
   }
   // Every model is opened once, and all results are made in one walk: what they share is read for all of them, and a result that is an input of

@@ -759,6 +759,7 @@ JobReport merge_moe(std::string_view config_text, const fs::path& config_name, c
   LazyModel model = Builder(std::move(config), std::string(config_text), config_name.string(), options).build();
   engine::OutputJob job = engine::output_job_of(std::move(model), output);
   job.index_metadata = {{"weft_version", std::string(version())}};
+  job.ingredients = {{"the config", std::string(config_text)}};
   engine::JobBatch batch(options, "building");
   batch.add(std::move(job), output);
   return std::move(batch.run().front());

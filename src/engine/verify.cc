@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <set>
@@ -16,6 +17,7 @@
 #include "base/progress.h"
 #include "base/text.h"
 #include "base/threads.h"
+#include "checkpoint/block_sums.h"
 #include "checkpoint/json.h"
 #include "checkpoint/model_folder.h"
 #include "checkpoint/safetensors.h"
@@ -254,6 +256,9 @@ class Verifier {
     const std::uint64_t wanted = options_.chunk_bytes != 0 ? options_.chunk_bytes : std::clamp<std::uint64_t>(share, 1 << 16, 4 << 20);
     const std::size_t chunk_bytes = checked_size(std::max<std::uint64_t>(wanted / 64 * 64, 64), "chunk");
     ProgressMeter progress(options_.on_progress, "verifying", total_bytes);
+    // What has checksums is summed while it is at hand.
+    sums_ = engine::ChecksumList::of(path_, options_);
+    std::vector<std::unique_ptr<Summed>> summed(all_.size());  // made at a tensor's first chunk, null where the list does not know it
 
     std::mutex mutex;
     std::size_t next_tensor = 0;
@@ -269,6 +274,7 @@ class Verifier {
         if (options_.cancel && options_.cancel->load(std::memory_order_relaxed)) throw Error(ErrorCode::interrupted, "verifying was cancelled");
         std::size_t number = 0;
         std::uint64_t offset = 0;
+        Summed* sums = nullptr;
         {
           const std::lock_guard lock(mutex);
           while (next_tensor < all_.size() && next_offset >= all_[next_tensor].tensor->size_bytes) {
@@ -279,6 +285,8 @@ class Verifier {
           number = next_tensor;
           offset = next_offset;
           next_offset += chunk_bytes;
+          if (offset == 0) summed[number] = summed_of(all_[number]);
+          sums = summed[number].get();
         }
         const Located& located = all_[number];
         const TensorInfo& tensor = *located.tensor;
@@ -288,6 +296,8 @@ class Verifier {
         try {
           located.checkpoint->read_bytes(tensor, offset, data);
           look_at(tensor.dtype, offset * 8 / static_cast<std::uint64_t>(info(tensor.dtype).bits), data, tile, found);
+          if (sums != nullptr)
+            sums->blocks.add(offset, data, [&](std::uint64_t at, std::span<std::byte> out) { located.checkpoint->read_bytes(tensor, at, out); });
         } catch (const Error& error) {
           if (!is_damage(error)) throw;
           found.unreadable = error;
@@ -306,11 +316,25 @@ class Verifier {
     });
     progress.finish();
     report_.checked_bytes += num_read_bytes;
+    for (const auto& sums : summed)
+      if (sums != nullptr && sums->blocks.is_complete()) sums_->tell(sums->place, sums->blocks.take());
     for (const auto& [number, finding] : findings) tell(all_[number], finding);
     for (const Part& part : parts_) {
       guarded(part.file, [&part] { part.checkpoint->verify_checksums(); });
       guarded(part.file, [&part] { part.checkpoint->check_unchanged(); });
     }
+  }
+
+  /// A tensor that is in the list of checksums, as it is read.
+  struct Summed {
+    engine::ChecksumList::Place place;
+    BlockSums blocks;
+  };
+  [[nodiscard]] std::unique_ptr<Summed> summed_of(const Located& located) const {
+    if (!sums_) return nullptr;
+    const TensorInfo& tensor = *located.tensor;
+    const auto place = sums_->find(located.checkpoint->files()[tensor.file_index].path, tensor.offset_bytes, tensor.size_bytes);
+    return place ? std::unique_ptr<Summed>(new Summed{*place, BlockSums(tensor.size_bytes)}) : nullptr;
   }
 
   static constexpr std::uint64_t kMaxTreeBytes = 4'000'000;
@@ -471,10 +495,10 @@ class Verifier {
 
   /// What was written is known where there is a list of checksums.
   void check_sums() {
-    std::optional<engine::ChecksumCheck> found = engine::check_checksums(path_, options_);
-    if (!found) return;
-    for (VerifyProblem& one : found->problems) problem(std::move(one.code), std::move(one.file), std::move(one.tensor), std::move(one.message));
-    for (const std::string& text : found->notes) note("{}", text);
+    if (!sums_) return;
+    engine::ChecksumCheck found = sums_->check();
+    for (VerifyProblem& one : found.problems) problem(std::move(one.code), std::move(one.file), std::move(one.tensor), std::move(one.message));
+    for (const std::string& text : found.notes) note("{}", text);
   }
 
   void check_companions() {
@@ -503,6 +527,7 @@ class Verifier {
   std::map<std::string, std::uint64_t> problems_of_code_;
   fs::path index_path_;
   std::optional<ShardIndex> index_;
+  std::optional<engine::ChecksumList> sums_;
   std::vector<Part> parts_;
   std::vector<std::optional<std::size_t>> part_of_shard_;  ///< by number of the shard in the index; empty where it could not be opened
   bool some_unreadable_ = false;

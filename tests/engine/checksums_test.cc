@@ -116,6 +116,9 @@ class ModelChecksums : public ::testing::Test {
     bad[at] = static_cast<char>(bad[at] ^ 1);
     write_file(out_ / name, bad);
     std::vector<VerifyProblem> problems = verify(out_.string()).problems;
+    JobOptions options;
+    options.chunk_bytes = 70'000;
+    EXPECT_EQ(verify(out_.string(), options).problems.size(), problems.size()) << at;
     write_file(out_ / name, good);
     return problems;
   }
@@ -151,6 +154,31 @@ TEST_F(ModelChecksums, let_verify_find_any_changed_byte) {
   EXPECT_EQ(with_changed_byte("config.json", 5).empty(), false);
   EXPECT_EQ(with_changed_byte("tokenizer_config.json", 6).at(0).code, "checksum");
   EXPECT_EQ(with_changed_byte("weft.checksums", 50).at(0).file, "weft.checksums");
+}
+
+TEST_F(ModelChecksums, cost_verify_no_second_reading) {
+  class ReadCalls : public SystemCalls {
+   public:
+    ssize_t pread(int fd, void* data, std::size_t size, off_t offset) override {
+      const ssize_t done = SystemCalls::pread(fd, data, size, offset);
+      if (done > 0) bytes += static_cast<std::uint64_t>(done);
+      return done;
+    }
+    std::atomic<std::uint64_t> bytes{0};
+  } calls;
+  std::uint64_t all = 0;
+  for (const auto& entry : fs::directory_iterator(out_)) all += entry.file_size();
+  {
+    const ScopedSystemCalls scoped(calls);
+    EXPECT_TRUE(verify(out_.string()).ok);
+  }
+  EXPECT_GE(calls.bytes, all);
+  EXPECT_LT(calls.bytes, all + 100'000) << "headers and small files are looked at twice";
+  // Pieces smaller than a block, whose order is that of the threads.
+  JobOptions options;
+  options.chunk_bytes = 100'000;
+  options.threads = 3;
+  EXPECT_TRUE(verify(out_.string(), options).ok);
 }
 
 TEST_F(ModelChecksums, let_verify_find_what_is_missing_shorter_or_longer) {

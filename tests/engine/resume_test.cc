@@ -140,6 +140,110 @@ TEST_F(Resume, a_stopped_job_goes_on_and_gives_the_same_bytes) {
   }
 }
 
+TEST_F(Resume, every_command_that_makes_a_model_goes_on_and_refuses_what_is_not_the_same) {
+  const std::string models = WEFT_SOURCE_DIR "/models/", data = WEFT_SOURCE_DIR "/tests/data/";
+  const auto with = [](auto options, const JobOptions& common) {
+    static_cast<JobOptions&>(options) = common;
+    return options;
+  };
+  const auto mixture = [&](const std::string& more) -> Run {
+    const std::string config = "base_model: " + models + "tiny-base\ngate_mode: uniform_random\nexperts:\n- {source_model: " + models +
+                               "tiny-german, noise_scale: 0.01}\n- {source_model: " + models + "tiny-python}\n" + more;
+    return [=](const fs::path& out, const JobOptions& options) { return merge_moe(config, "moe.yml", out, with(MoeOptions{}, options)); };
+  };
+  const auto plain = [&](PlainFiles files) -> Run {
+    const std::string text = config("linear");
+    return [=](const fs::path& out, const JobOptions& options) {
+      MergeOptions all = with(MergeOptions{}, options);
+      all.plain_files = files;
+      return merge_models(text, "config.yml", out, all);
+    };
+  };
+  const auto shuffle = [&](std::uint64_t seed) -> Run {
+    LayerShuffleOptions layers;
+    layers.models = {models + "tiny-german", models + "tiny-python"};
+    layers.seed = seed;
+    return [=](const fs::path& out, const JobOptions& options) {
+      return merge_models(layershuffle_config(layers), "layershuffle", out, with(MergeOptions{}, options));
+    };
+  };
+  const auto metadata = [&](const std::string& title) -> Run {
+    return [=](const fs::path& out, const JobOptions& options) {
+      return edit_metadata(models + "tiny-base/model.safetensors", out.string() + ".safetensors", {{{"title", title}}, {}}, options);
+    };
+  };
+  const auto tokens = [&](const std::string& method) -> Run {
+    return [=](const fs::path& out, const JobOptions& options) -> JobReport {
+      TokensOptions all = with(TokensOptions{}, options);
+      all.tokenizer = data + "merge/models/wide";
+      all.method = method;
+      return edit_tokens(data + "merge/models/a", out, all);
+    };
+  };
+  const auto resized = [&](std::uint64_t rows) -> Run {
+    return [=](const fs::path& out, const JobOptions& options) -> JobReport {
+      TokensOptions all = with(TokensOptions{}, options);
+      all.resize = rows;
+      return edit_tokens(models + "tiny-base", out, all);
+    };
+  };
+  const auto folded = [&](double scale) -> Run {
+    return [=](const fs::path& out, const JobOptions& options) -> JobReport {
+      FoldAdapterOptions all = with(FoldAdapterOptions{}, options);
+      all.scale = scale;
+      return fold_adapter(models + "tiny-base", models + "tiny-german-lora", out, all);
+    };
+  };
+  struct Case {
+    const char* name;
+    Run run, other;
+    const char* differs;
+  };
+  // The seed draws the layers, so that another one makes another config.
+  std::uint64_t other_seed = 2;
+  for (LayerShuffleOptions layers{.models = {models + "tiny-german", models + "tiny-python"}, .weights = {}, .seed = 1};;) {
+    const std::string first = layershuffle_config(layers);
+    layers.seed = other_seed;
+    if (layershuffle_config(layers) != first) break;
+    ++other_seed;
+  }
+  const std::vector<Case> cases = {
+      {"mixture", mixture(""), mixture("dtype: float16\n"), "the config"},
+      {"plain", plain(PlainFiles::same_tensors), merge("slerp"), "the config"},
+      {"layershuffle", shuffle(1), shuffle(other_seed), "the config"},
+      {"metadata", metadata("one"), metadata("another"), "the changes"},
+      {"tokens", tokens("subword"), tokens("mean"), "how rows are made"},
+      {"resize", resized(5000), resized(5008), "--resize"},
+      {"fold", folded(1), folded(0.5), "--scale"},
+  };
+  for (const Case& one : cases) {
+    const fs::path out = work_ / "out";
+    const std::string file = out.string() + ".safetensors";
+    const auto made = [&] { return fs::exists(file) ? std::map<std::string, std::string>{{"", read_file(file)}} : contents(out); };
+    const auto remove = [&] {
+      fs::remove_all(out);
+      fs::remove(file);
+      fs::remove(file + ".checksums");
+    };
+    const JobReport undisturbed = one.run(out, {});
+    const std::map<std::string, std::string> whole = made();
+    remove();
+    const std::optional<Error> stopped = stopped_after(one.run, out, undisturbed.size_bytes * 99 / 100);
+    ASSERT_TRUE(stopped) << one.name;
+    ASSERT_EQ(unfinished_jobs(work_.path()).size(), 1u) << one.name << ": " << stopped->what();
+    EXPECT_TRUE(unfinished_jobs(work_.path())[0].resumable) << one.name;
+    const std::optional<Error> refused = error_of([&] { (void)one.other(out, {}); });
+    ASSERT_TRUE(refused) << one.name;
+    EXPECT_THAT(refused->what(), HasSubstr(one.differs)) << one.name;
+    const JobReport report = one.run(out, {});
+    EXPECT_GT(report.bytes_resumed, 0u) << one.name;
+    EXPECT_EQ(report.bytes_resumed + report.bytes_written, undisturbed.size_bytes) << one.name;
+    EXPECT_TRUE(made() == whole) << one.name;
+    remove();
+    EXPECT_THAT(unfinished_jobs(work_.path()), IsEmpty());
+  }
+}
+
 TEST_F(Resume, the_error_names_what_is_kept_and_jobs_lists_it) {
   const std::optional<Error> error = stopped_after(converted(DType::bf16), work_ / "out", kFirst / 2 + 10000);
   ASSERT_TRUE(error);
