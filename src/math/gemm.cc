@@ -191,12 +191,13 @@ void plain_nn(std::size_t m, std::size_t n, std::size_t k, const float* a, std::
   }
 }
 
-void sgemm(char transposed_b, std::size_t m, std::size_t n, std::size_t k, const float* a, std::size_t lda, const float* b, std::size_t ldb,
-           float* out, std::size_t ldo, Sum sum) {
+void sgemm(char transposed_a, char transposed_b, std::size_t m, std::size_t n, std::size_t k, const float* a, std::size_t lda, const float* b,
+           std::size_t ldb, float* out, std::size_t ldo, Sum sum) {
   const Library& library = Library::get();
   library.one_thread();
   const auto dim = [](std::size_t value) { return static_cast<dnnl_dim_t>(value); };
-  check(library.dnnl_sgemm('N', transposed_b, dim(m), dim(n), dim(k), 1.0F, a, dim(lda), b, dim(ldb), sum == Sum::add ? 1.0F : 0.0F, out, dim(ldo)),
+  check(library.dnnl_sgemm(transposed_a, transposed_b, dim(m), dim(n), dim(k), 1.0F, a, dim(lda), b, dim(ldb), sum == Sum::add ? 1.0F : 0.0F, out,
+                           dim(ldo)),
         "multiply");
 }
 
@@ -206,7 +207,7 @@ void gemm_nt(std::size_t m, std::size_t n, std::size_t k, const float* a, std::s
              std::size_t ldo, Sum sum) {
   if (m == 0 || n == 0 || (k == 0 && sum == Sum::add)) return;
   if (Library::get().handle != nullptr && k > 0) {
-    sgemm('T', m, n, k, a, lda, b, ldb, out, ldo, sum);
+    sgemm('N', 'T', m, n, k, a, lda, b, ldb, out, ldo, sum);
   } else if (sum == Sum::replace) {
     plain_nt(m, n, k, a, lda, b, ldb, out, ldo);
   } else {
@@ -220,9 +221,21 @@ void gemm_nn(std::size_t m, std::size_t n, std::size_t k, const float* a, std::s
              std::size_t ldo) {
   if (m == 0 || n == 0) return;
   if (Library::get().handle != nullptr && k > 0)
-    sgemm('N', m, n, k, a, lda, b, ldb, out, ldo, Sum::replace);
+    sgemm('N', 'N', m, n, k, a, lda, b, ldb, out, ldo, Sum::replace);
   else
     plain_nn(m, n, k, a, lda, b, ldb, out, ldo);
+}
+
+void gemm_tn(std::size_t m, std::size_t n, std::size_t k, const float* a, std::size_t lda, const float* b, std::size_t ldb, float* out,
+             std::size_t ldo) {
+  if (m == 0 || n == 0) return;
+  if (Library::get().handle != nullptr && k > 0) {
+    sgemm('T', 'N', m, n, k, a, lda, b, ldb, out, ldo, Sum::replace);
+    return;
+  }
+  for (std::size_t i = 0; i < m; ++i) std::fill_n(out + i * ldo, n, 0.0F);
+  for (std::size_t p = 0; p < k; ++p)
+    for (std::size_t i = 0; i < m; ++i) add_scaled(a[p * lda + i], b + p * ldb, out + i * ldo, n);
 }
 
 bool prefers_bf16_products() {

@@ -16,6 +16,9 @@ void gemm_nt(std::size_t m, std::size_t n, std::size_t k, const float* a, std::s
 /// out[i, j] = sum_k a[i, k] b[k, j]. b: [k, n].
 void gemm_nn(std::size_t m, std::size_t n, std::size_t k, const float* a, std::size_t lda, const float* b, std::size_t ldb, float* out,
              std::size_t ldo);
+/// out[i, j] = sum_k a[k, i] b[k, j]. a: [k, m], b: [k, n].
+void gemm_tn(std::size_t m, std::size_t n, std::size_t k, const float* a, std::size_t lda, const float* b, std::size_t ldb, float* out,
+             std::size_t ldo);
 
 /// Whether products of bfloat16 are the faster ones here: where the CPU has matrix units for them (AMX). Its vector instructions for bfloat16 are
 /// slower than float32's on the machines measured. WEFT_GEMM=bf16 or float32 decides otherwise.

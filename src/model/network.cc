@@ -421,7 +421,7 @@ struct Network::State {
     return all;
   }
 
-  void check_finite(std::span<const float> x, std::span<const TokenChunk> chunks, int layer) const {
+  void check_finite(std::span<const float> x, std::span<const TokenChunk> chunks, int layer, std::size_t first_sequence = 0) const {
     if (options.allow_non_finite || math::count_non_finite(x) == 0) return;
     const auto hidden = static_cast<std::size_t>(config.hidden);
     std::size_t first = 0;
@@ -431,11 +431,41 @@ struct Network::State {
     const std::vector<std::string> names = reader->non_finite_tensors(layer);
     const std::string where = layer < 0 ? "the embedding" : fmt::format("layer {}", layer);
     throw Error(ErrorCode::corrupt,
-                fmt::format("activations are NaN or infinite after {}, first for token {} of sequence {} (id {})", where, row, sequence,
-                            chunks[sequence].ids[row]),
+                fmt::format("activations are NaN or infinite after {}, first for token {} of sequence {} (id {})", where, row,
+                            first_sequence + sequence, chunks[sequence].ids[row]),
                 {.file = reader->checkpoint().path().string(), .tensor = names.empty() ? std::string() : printable(names.front())},
                 names.empty() ? "its weights are finite: their values lead to an overflow; 'weft verify' and 'weft info' show the model"
                               : fmt::format("{} of its tensors hold NaN or infinities; 'weft verify' lists all", names.size()));
+  }
+
+  std::vector<float> embed_checked(std::span<const TokenChunk> chunks, std::size_t first_sequence) {
+    check_tokens(chunks);
+    std::size_t num_rows = 0;
+    for (const TokenChunk& chunk : chunks) num_rows += chunk.ids.size();
+    std::vector<float> x = embed(chunks, num_rows);
+    check_finite(x, chunks, -1, first_sequence);
+    return x;
+  }
+
+  void run_one(std::size_t layer, const BlockWeights& block, std::span<const TokenChunk> chunks, std::span<float> x, NetworkTap* tap,
+               std::size_t first_sequence) {
+    const auto hidden = static_cast<std::size_t>(config.hidden);
+    const std::size_t num_rows = x.size() / hidden;
+    const std::vector<Turns> turned = turns(chunks, num_rows);
+    Pass pass;
+    pass.chunks = chunks;
+    pass.turns = &turned;
+    pass.tap = tap;
+    std::vector<std::unique_ptr<SequenceState>> own;
+    for (std::size_t c = 0; c < chunks.size(); ++c) {
+      own.push_back(std::make_unique<SequenceState>());
+      own.back()->layers_.resize(mixers.size());
+      own.back()->layers_[layer] = mixers[layer]->new_state();
+      pass.states.push_back(own.back().get());
+    }
+    for (const Slice& slice : slices(chunks)) run_block(block, layer, slice, pass, x.data() + slice.first_row * hidden);
+    check_finite(x, chunks, static_cast<int>(layer), first_sequence);
+    if (tap != nullptr) tap->block_output(static_cast<int>(layer), {x.data(), num_rows, hidden, hidden});
   }
 
   std::vector<float> run(const Network& network, std::span<const TokenChunk> chunks, NetworkTap* tap) {
@@ -530,6 +560,18 @@ std::unique_ptr<SequenceState> Network::new_state() const {
 }
 
 std::vector<float> Network::run(std::span<const TokenChunk> chunks, NetworkTap* tap) { return state_->run(*this, chunks, tap); }
+
+std::vector<float> Network::embed(std::span<const TokenChunk> chunks, std::size_t first_sequence) {
+  return state_->embed_checked(chunks, first_sequence);
+}
+void Network::run_block(std::size_t layer, const BlockWeights& weights, std::span<const TokenChunk> chunks, std::span<float> x, NetworkTap* tap,
+                        std::size_t first_sequence) {
+  state_->run_one(layer, weights, chunks, x, tap, first_sequence);
+}
+BlockWeights Network::read_block(std::size_t layer, const Checkpoint* changed) { return state_->reader->block(layer, state_->team, changed); }
+std::vector<BlockTensor> Network::block_tensors(std::size_t layer) const { return state_->reader->block_tensors(layer); }
+std::uint64_t Network::block_bytes(std::size_t layer) const { return state_->reader->block_bytes(layer); }
+std::uint64_t Network::input_bytes() const { return state_->reader->input_bytes(); }
 
 void Network::normalise(std::span<float> rows) {
   const OutputWeights& weights = state_->output_weights();

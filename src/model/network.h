@@ -84,6 +84,23 @@ class Network {
   /// position of a chunk decides about frequencies that depend on the length. Errors: invalid_argument for an id beyond the vocabulary, no tokens, or
   /// more than learned positions allow; corrupt for activations that are NaN or infinite, naming the layer.
   [[nodiscard]] std::vector<float> run(std::span<const TokenChunk> chunks, NetworkTap* tap = nullptr);
+
+  // Block by block, for those who change blocks on the way. Chunks are whole sequences without a state; x: [tokens of all chunks, hidden]. A sequence
+  // gives the same whatever others it is run with, up to the order of sums that a product of another size has. What is run here is not kept in
+  // memory.
+
+  /// What the first block reads. first_sequence: what the first of the chunks is called in messages. Errors: as of run().
+  [[nodiscard]] std::vector<float> embed(std::span<const TokenChunk> chunks, std::size_t first_sequence = 0);
+  /// Runs one block with the given weights, in place. Errors: corrupt as of run().
+  void run_block(std::size_t layer, const BlockWeights& weights, std::span<const TokenChunk> chunks, std::span<float> x, NetworkTap* tap = nullptr,
+                 std::size_t first_sequence = 0);
+  /// The weights of a block: changed tensors from there, the others from the model.
+  [[nodiscard]] BlockWeights read_block(std::size_t layer, const Checkpoint* changed = nullptr);
+  [[nodiscard]] std::vector<BlockTensor> block_tensors(std::size_t layer) const;
+  /// Of a block's weights in memory, and of what stands before the first.
+  [[nodiscard]] std::uint64_t block_bytes(std::size_t layer) const;
+  [[nodiscard]] std::uint64_t input_bytes() const;
+
   /// The final norm, in place. Does nothing where there is none.
   void normalise(std::span<float> rows);
   /// Logits [rows, vocab] of rows that run() gave. Errors: unsupported without a head.

@@ -193,6 +193,7 @@ void WeightReader::find_tensors(Group& group, std::vector<TensorSlot> slots) {
                   "convert the model to bf16 first ('weft convert')");
     found.is_bias = is_bias_name(slot.name) || (slot.role == Role::head && tensor.shape.size() == 1);
     found.slot = std::move(slot);
+    found.source = checkpoint_.get();
     group.push_back(std::move(found));
   }
 }
@@ -222,9 +223,10 @@ DType WeightReader::stored_as(DType dtype) const {
   }
 }
 
-std::vector<float> WeightReader::vector(const TensorInfo& tensor) const {
+std::vector<float> WeightReader::vector(const Found& found) {
+  const TensorInfo& tensor = *found.tensor;
   std::vector<std::byte> stored(checked_size(tensor.size_bytes, "the size of a tensor"));
-  checkpoint_->read_bytes(tensor, 0, stored);
+  found.source->read_bytes(tensor, 0, stored);
   std::vector<float> values(checked_size(tensor.num_elements, "the size of a tensor"));
   math::decode(tensor.dtype, stored, values);
   return values;
@@ -233,7 +235,7 @@ std::vector<float> WeightReader::vector(const TensorInfo& tensor) const {
 NormWeights WeightReader::norm(const Group& group, Role role, Site site) const {
   NormWeights norm;
   for (const Found& found : group)
-    if (found.slot.role == role && found.slot.site == site) (found.is_bias ? norm.bias : norm.weight) = vector(*found.tensor);
+    if (found.slot.role == role && found.slot.site == site) (found.is_bias ? norm.bias : norm.weight) = vector(found);
   return norm;
 }
 
@@ -278,12 +280,12 @@ Linear WeightReader::linear(const Group& group, std::span<const Role> roles, Thr
     team.for_each((stored_rows + rows_at_once - 1) / rows_at_once, [&](std::size_t unit, int) {
       const std::size_t begin = unit * rows_at_once, count = std::min(rows_at_once, stored_rows - begin);
       if (is_copy) {
-        checkpoint_->read_bytes(tensor, begin * stored_row_bytes, out.weight.span().subspan((first_row + begin) * row_bytes, count * row_bytes));
+        part->source->read_bytes(tensor, begin * stored_row_bytes, out.weight.span().subspan((first_row + begin) * row_bytes, count * row_bytes));
         return;
       }
       std::vector<std::byte> stored(count * stored_row_bytes);
       std::vector<float> values(count * stored_columns);
-      checkpoint_->read_bytes(tensor, begin * stored_row_bytes, stored);
+      part->source->read_bytes(tensor, begin * stored_row_bytes, stored);
       math::decode(tensor.dtype, stored, values);
       if (!is_transposed) {
         for (std::size_t r = 0; r < count; ++r)
@@ -303,7 +305,7 @@ Linear WeightReader::linear(const Group& group, std::span<const Role> roles, Thr
     if (has_bias) {
       out.bias.resize(out.rows, 0.0F);
       if (const Found* bias = find(group, part->slot.role, true, expert)) {
-        const std::vector<float> values = vector(*bias->tensor);
+        const std::vector<float> values = vector(*bias);
         for (std::size_t r = 0; r < values.size() && r < part_rows; ++r) out.bias[first_row + target(r)] = values[r];
       }
     }
@@ -344,7 +346,7 @@ OutputWeights WeightReader::output(ThreadTeam& team) const {
   if (!out.is_tied)
     out.head = linear(output_, head, team);
   else if (const Found* bias = find(output_, Role::head, true))
-    out.head.bias = vector(*bias->tensor);
+    out.head.bias = vector(*bias);
   return out;
 }
 
@@ -354,8 +356,25 @@ bool WeightReader::has_head() const {
          (network_.kind == NetworkKind::decoder || find(output_, Role::head_transform, false) != nullptr);
 }
 
-BlockWeights WeightReader::block(std::size_t layer, ThreadTeam& team) const {
-  const Group& group = blocks_[layer];
+std::vector<BlockTensor> WeightReader::block_tensors(std::size_t layer) const {
+  std::vector<BlockTensor> tensors;
+  for (const Found& found : blocks_.at(layer)) tensors.push_back({found.slot, found.tensor, found.is_bias});
+  return tensors;
+}
+
+BlockWeights WeightReader::block(std::size_t layer, ThreadTeam& team, const Checkpoint* changed) const {
+  Group with_changes;
+  if (changed != nullptr) {
+    with_changes = blocks_[layer];
+    for (Found& found : with_changes) {
+      const TensorInfo* tensor = changed->find_tensor(found.tensor->name);
+      if (tensor == nullptr) continue;
+      WEFT_ASSERT(tensor->shape == found.tensor->shape);
+      found.tensor = tensor;
+      found.source = changed;
+    }
+  }
+  const Group& group = changed == nullptr ? blocks_[layer] : with_changes;
   BlockWeights out;
   for (const Site site : {Site::attention_in, Site::attention_out, Site::attention_sum, Site::mlp_in, Site::mlp_out, Site::mlp_sum})
     out.norms[static_cast<std::size_t>(site)] = norm(group, Role::norm, site);

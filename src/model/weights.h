@@ -95,6 +95,13 @@ struct OutputWeights {
   Linear pooler;
 };
 
+/// A tensor of one block, as the checkpoint has it.
+struct BlockTensor {
+  TensorSlot slot;
+  const TensorInfo* tensor = nullptr;  ///< lives in the checkpoint
+  bool is_bias = false;
+};
+
 /// Finds and checks every tensor of a network on construction; reads when asked.
 class WeightReader {
  public:
@@ -104,7 +111,9 @@ class WeightReader {
 
   [[nodiscard]] InputWeights input(ThreadTeam& team) const;
   [[nodiscard]] OutputWeights output(ThreadTeam& team) const;
-  [[nodiscard]] BlockWeights block(std::size_t layer, ThreadTeam& team) const;
+  /// changed: tensors that are read there instead, by name; their shapes are those of the checkpoint.
+  [[nodiscard]] BlockWeights block(std::size_t layer, ThreadTeam& team, const Checkpoint* changed = nullptr) const;
+  [[nodiscard]] std::vector<BlockTensor> block_tensors(std::size_t layer) const;
   /// Whether logits can be had, and a pooled state.
   [[nodiscard]] bool has_head() const;
   [[nodiscard]] bool has_pooler() const { return find(output_, Role::pooler, false) != nullptr; }
@@ -125,6 +134,7 @@ class WeightReader {
   struct Found {
     TensorSlot slot;
     const TensorInfo* tensor = nullptr;
+    const Checkpoint* source = nullptr;  ///< that has it
     bool is_tied = false;
     bool is_bias = false;
   };
@@ -135,7 +145,7 @@ class WeightReader {
   [[nodiscard]] const Found* find(const Group& group, Role role, bool bias, int expert = -1) const;
   [[nodiscard]] Linear linear(const Group& group, std::span<const Role> roles, ThreadTeam& team, int expert = -1, Rows rows = Rows::plain) const;
   [[nodiscard]] NormWeights norm(const Group& group, Role role, Site site) const;
-  [[nodiscard]] std::vector<float> vector(const TensorInfo& tensor) const;
+  [[nodiscard]] static std::vector<float> vector(const Found& found);
   [[nodiscard]] FeedForward feed_forward(const Group& group, std::span<const Role> up, Role down, ThreadTeam& team, int expert = -1) const;
   [[nodiscard]] DType stored_as(DType dtype) const;
   [[nodiscard]] std::uint64_t group_bytes(const Group& group, bool head) const;
