@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include "base/check.h"
@@ -14,9 +15,15 @@
 namespace weft::model {
 namespace {
 
-Axis leaf(std::string name) { return {Axis::Kind::space, std::move(name), {}}; }
-Axis product(std::vector<Axis> parts) { return parts.size() == 1 ? std::move(parts.front()) : Axis{Axis::Kind::product, {}, std::move(parts)}; }
-Axis sum(std::vector<Axis> parts) { return parts.size() == 1 ? std::move(parts.front()) : Axis{Axis::Kind::concatenation, {}, std::move(parts)}; }
+Axis leaf(std::string name, Side side = Side::write, std::string norm = {}) {
+  return {Axis::Kind::space, std::move(name), {}, side, std::move(norm)};
+}
+Axis product(std::vector<Axis> parts) {
+  return parts.size() == 1 ? std::move(parts.front()) : Axis{Axis::Kind::product, {}, std::move(parts), Side::write, {}};
+}
+Axis sum(std::vector<Axis> parts) {
+  return parts.size() == 1 ? std::move(parts.front()) : Axis{Axis::Kind::concatenation, {}, std::move(parts), Side::write, {}};
+}
 
 constexpr unsigned kAllOrders = kPermute | kSign | kScale | kRotate | kGeneral;
 
@@ -26,51 +33,73 @@ class TransformerSpaces {
  public:
   TransformerSpaces(const Architecture& architecture, const Json& config, NetworkSpaces& out)
       : architecture_(architecture), config_(config), network_(read_network_config(config)), out_(out) {
-    bool normalises_heads = false, norms_behind = false;
+    bool normalises_heads = false, norms_behind = false, norms_sum = false, is_gated = false;
     for (const TensorTemplate& tensor : architecture.tensors) {
       normalises_heads = normalises_heads || tensor.role == Role::q_norm || tensor.role == Role::k_norm;
       norms_behind = norms_behind || tensor.site == Site::attention_out || tensor.site == Site::mlp_out;
+      norms_sum = norms_sum || tensor.site == Site::attention_sum || tensor.site == Site::mlp_sum;
+      is_gated = is_gated || tensor.role == Role::gate || tensor.role == Role::gate_up;
+      if (tensor.role == Role::norm) norms_.insert(tensor.site);
     }
-    // LayerNorm takes a mean over the channels, so that only their order is free. An RMS norm's gains are in the way of a rotation until they are
-    // folded into the matrices behind it, which a gain between a block and its sum, or before a head that is also the embedding, cannot be.
+    is_tied_ = is_tied(architecture, config);
+    out.gain_offset = network_.norm == NormKind::rms_plus_one ? 1 : 0;
+    // LayerNorm takes a mean over the channels, so that only their order is free, and rotations that leave the mean alone. A norm's gains are in the
+    // way of a rotation until they are folded into the matrices behind it, which a gain between a block and its sum, or on the sum, cannot be.
     const bool is_rms = network_.norm != NormKind::layer;
-    const bool folds = is_rms && !norms_behind && !is_tied(architecture, config);
-    const unsigned in_place = is_rms ? kPermute | kSign : kPermute;
-    add("residual", network_.hidden, in_place, folds ? in_place | kRotate : in_place);
-    add("vocab", network_.vocab, 0);
-    if (network_.kind == NetworkKind::encoder) add("pooled", network_.hidden, 0);
-    if (network_.positions == PositionKind::learned) add("position", network_.context, 0);
-    if (network_.types > 0) add("type", network_.types, 0);
-    if (network_.positions == PositionKind::rotary) add("half", 2, 0);
+    const bool folds = !norms_behind && !norms_sum;
+    const unsigned in_place = (is_rms ? kPermute | kSign : kPermute) | kResize;
+    const unsigned rotates = is_rms ? kRotate : kRotateMean;
+    add("residual", network_.hidden, in_place, folds ? in_place | rotates : in_place,
+        !folds   ? "a norm's gains stand between a block and its sum, or on the sum, where they cannot be folded into a matrix"
+        : is_rms ? "norms multiply each channel by a gain of its own until the gains are folded into the matrices that read them"
+                 : "LayerNorm takes a mean over the channels, which signs and scales change and most rotations too");
+    add("vocab", network_.vocab, 0, {}, "each token has its number");
+    const auto add_norm = [&](Site site, const std::string& name) {
+      if (norms_.contains(site)) add(name, network_.hidden, kSign | kScale, {}, "what a norm gives has the order of what it reads");
+    };
+    if (!(is_tied_ && norms_.contains(Site::final))) add_norm(Site::final, "final");
+    if (network_.kind == NetworkKind::encoder) add("pooled", network_.hidden, 0, {}, "what is pooled leaves the network");
+    if (network_.positions == PositionKind::learned) add("position", network_.context, 0, {}, "each position has its number");
+    if (network_.types > 0) add("type", network_.types, 0, {}, "each type of token has its number");
+    if (network_.positions == PositionKind::rotary) add("half", 2, 0, {}, "the two halves of a head turn into each other");
     rotary_ = network_.ropes.empty() ? 0 : network_.ropes.front().dims;
 
     const std::int64_t dims = network_.head_dim;
     for (std::size_t i = 0; i < network_.layers.size(); ++i) {
       const auto name = [i](const char* base) { return fmt::format("{}.{}", base, i); };
-      add(name("kv"), network_.kv_heads, kPermute);
-      add(name("group"), network_.heads / network_.kv_heads, kPermute);
+      add_norm(Site::attention_in, name("attention_in"));
+      add_norm(Site::mlp_in, name("mlp_in"));
+      const char* whole_heads = "softmax takes each head for itself";
+      add(name("kv"), network_.kv_heads, kPermute | kResize, {}, whole_heads);
+      add(name("group"), network_.heads / network_.kv_heads, kPermute | kResize, {}, whole_heads);
       add(name("value"), dims, kAllOrders);
       // Scores are products of q and k: what one is multiplied by the other may be divided by, unless a norm stands between. Rotary pairs have each
       // their own frequency, so their order is fixed.
-      const unsigned scale = normalises_heads ? 0 : kScale;
-      if (rotary_ > 0) add(name("pair"), rotary_ / 2, scale);
-      if (rotary_ < dims) add(name(rotary_ > 0 ? "pass" : "key"), dims - rotary_, normalises_heads ? 0 : kAllOrders);
+      const char* between = "a norm stands between q and the scores";
+      if (rotary_ > 0)
+        add(name("pair"), rotary_ / 2, normalises_heads ? kSign : kSign | kScale, {},
+            normalises_heads ? between : "each pair of rotary positions has a frequency of its own");
+      if (rotary_ < dims)
+        add(name(rotary_ > 0 ? "pass" : "key"), dims - rotary_, normalises_heads ? kPermute | kSign : kAllOrders, {},
+            normalises_heads ? between : "");
       const auto numbers = config_numbers(architecture_, config_, static_cast<int>(i));
       const auto number = [&](const char* field, std::int64_t otherwise) {
         const auto found = numbers.find(field);
         return found == numbers.end() ? otherwise : found->second;
       };
       const std::int64_t ffn = number("ffn", 0);
-      const unsigned activation = network_.activation == math::Activation::relu ? kPermute | kScale : kPermute;
+      // What a gate is multiplied with may have any scale; behind ReLU a positive one passes.
+      const unsigned activation = kPermute | kResize | (is_gated ? kScale | kSign : network_.activation == math::Activation::relu ? kScale : 0U);
+      const char* by_itself = "an activation acts on each unit by itself";
       if (!network_.layers[i].experts) {
-        add(name("mlp"), ffn, activation);
+        add(name("mlp"), ffn, activation, {}, by_itself);
         continue;
       }
-      add(name("expert"), network_.experts, 0);  // their tensors are numbered: another order is a matter of names
-      for (std::int64_t e = 0; e < network_.experts; ++e) add(fmt::format("mlp.{}.{}", i, e), number("expert_ffn", ffn), activation);
+      add(name("expert"), network_.experts, 0, {}, "experts are numbered in the names of their tensors");
+      for (std::int64_t e = 0; e < network_.experts; ++e) add(fmt::format("mlp.{}.{}", i, e), number("expert_ffn", ffn), activation, {}, by_itself);
       if (number("shared_ffn", 0) > 0) {
-        add(name("shared_mlp"), number("shared_ffn", 0), activation);
-        add(name("shared_gate"), 1, 0);
+        add(name("shared_mlp"), number("shared_ffn", 0), activation, {}, by_itself);
+        add(name("shared_gate"), 1, 0, {}, "a share has one number");
       }
     }
   }
@@ -86,74 +115,96 @@ class TransformerSpaces {
       return std::vector<Axis>{std::move(rows), std::move(columns)};
     };
     const auto residual = [] { return leaf("residual"); };
+    /// What reads the residual stream, behind the norm of that site where the architecture has it.
+    const auto reader = [&](Site site) {
+      return leaf("residual", Side::read,
+                  !norms_.contains(site)       ? std::string()
+                  : site == Site::final        ? std::string("final")
+                  : site == Site::attention_in ? "attention_in" + at
+                                               : "mlp_in" + at);
+    };
+    const bool is_bias_of_norm = slot.name.ends_with(".bias") || slot.name.ends_with(".beta");
     switch (slot.role) {
-      case Role::embed:
-        return matrix(leaf("vocab"), residual());
+      case Role::embed: {
+        Axis columns = residual();
+        if (is_tied_) {
+          columns = reader(Site::final);
+          columns.side = Side::both;
+        }
+        return matrix(leaf("vocab"), std::move(columns));
+      }
       case Role::head:
-        return matrix(leaf("vocab"), residual());
+        return matrix(leaf("vocab"), reader(Site::final));
       case Role::head_transform:
         // What it gives meets the embedding again.
-        return matrix(residual(), residual());
+        return matrix(residual(), leaf("residual", Side::read));
       case Role::pooler:
-        return matrix(leaf("pooled"), residual());
+        return matrix(leaf("pooled"), reader(Site::final));
       case Role::position:
         return std::vector<Axis>{leaf("position"), residual()};
       case Role::token_type:
         return std::vector<Axis>{leaf("type"), residual()};
-      case Role::norm:
-        return std::vector<Axis>{residual()};
+      case Role::norm: {
+        Axis axis = slot.site == Site::attention_in || slot.site == Site::mlp_in || slot.site == Site::final ? reader(slot.site) : residual();
+        axis.side = is_bias_of_norm ? Side::write : Side::order;
+        return std::vector<Axis>{std::move(axis)};
+      }
       case Role::q:
-        return matrix(query(at), residual());
+        return matrix(query(at, Side::write), reader(Site::attention_in));
       case Role::k:
-        return matrix(key(at), residual());
+        return matrix(key(at, Side::read), reader(Site::attention_in));
       case Role::v:
-        return matrix(value(at), residual());
+        return matrix(value(at), reader(Site::attention_in));
       case Role::qkv:
         if (architecture_.forward.qkv == QkvLayout::per_head)
-          return matrix(product({leaf("kv" + at), sum({head(at), head(at), leaf("value" + at)})}), residual());
-        return matrix(sum({query(at), key(at), value(at)}), residual());
+          return matrix(product({leaf("kv" + at), sum({head(at, Side::write), head(at, Side::read), leaf("value" + at)})}),
+                        reader(Site::attention_in));
+        return matrix(sum({query(at, Side::write), key(at, Side::read), value(at)}), reader(Site::attention_in));
       case Role::o:
         if (is_bias) return std::vector<Axis>{residual()};
-        return matrix(residual(), product({leaf("kv" + at), leaf("group" + at), leaf("value" + at)}));
+        return matrix(residual(), product({leaf("kv" + at, Side::read), leaf("group" + at, Side::read), leaf("value" + at, Side::read)}));
       case Role::q_norm:
-        return std::vector<Axis>{is_whole(Role::q_norm) ? query(at) : head(at)};
+        return std::vector<Axis>{is_whole(Role::q_norm) ? query(at, Side::order) : head(at, Side::order)};
       case Role::k_norm:
-        return std::vector<Axis>{is_whole(Role::k_norm) ? key(at) : head(at)};
+        return std::vector<Axis>{is_whole(Role::k_norm) ? key(at, Side::order) : head(at, Side::order)};
       case Role::gate:
+        return matrix(leaf(mlp, Side::order), reader(Site::mlp_in));
       case Role::up:
-        return matrix(leaf(mlp), residual());
+        return matrix(leaf(mlp), reader(Site::mlp_in));
       case Role::gate_up:
-        return matrix(sum({leaf(mlp), leaf(mlp)}), residual());
+        return matrix(sum({leaf(mlp, Side::order), leaf(mlp)}), reader(Site::mlp_in));
       case Role::down:
         if (is_bias) return std::vector<Axis>{residual()};
-        return matrix(residual(), leaf(mlp));
+        return matrix(residual(), leaf(mlp, Side::read));
       case Role::router:
-        return matrix(leaf("expert" + at), residual());
+        return matrix(leaf("expert" + at), reader(Site::mlp_in));
       case Role::shared_gate:
+        return matrix(leaf("shared_mlp" + at, Side::order), reader(Site::mlp_in));
       case Role::shared_up:
-        return matrix(leaf("shared_mlp" + at), residual());
+        return matrix(leaf("shared_mlp" + at), reader(Site::mlp_in));
       case Role::shared_down:
-        return matrix(residual(), leaf("shared_mlp" + at));
+        return matrix(residual(), leaf("shared_mlp" + at, Side::read));
       case Role::shared_router:
-        return matrix(leaf("shared_gate" + at), residual());
+        return matrix(leaf("shared_gate" + at), reader(Site::mlp_in));
       default:
         return std::nullopt;
     }
   }
 
  private:
-  void add(std::string name, std::int64_t size, unsigned allows, std::optional<unsigned> folded = std::nullopt) {
-    out_.spaces.push_back({std::move(name), size, allows, folded.value_or(allows)});
+  void add(std::string name, std::int64_t size, unsigned allows, std::optional<unsigned> folded = std::nullopt, std::string reason = {}) {
+    out_.spaces.push_back({std::move(name), size, allows, folded.value_or(allows), std::move(reason)});
   }
-  /// One head's dimensions of q or k: those that turn, in two halves, then those that do not.
-  [[nodiscard]] Axis head(const std::string& at) const {
-    if (rotary_ == 0) return leaf("key" + at);
-    std::vector<Axis> parts = {product({leaf("half"), leaf("pair" + at)})};
-    if (rotary_ < network_.head_dim) parts.push_back(leaf("pass" + at));
+  /// One head's dimensions of q (write) or k (read): those that turn, in two halves, then those that do not.
+  [[nodiscard]] Axis head(const std::string& at, Side side) const {
+    if (rotary_ == 0) return leaf("key" + at, side);
+    std::vector<Axis> parts = {product({leaf("half"), leaf("pair" + at, side)})};
+    if (rotary_ < network_.head_dim) parts.push_back(leaf("pass" + at, side));
     return sum(std::move(parts));
   }
-  [[nodiscard]] Axis query(const std::string& at) const { return product({leaf("kv" + at), leaf("group" + at), head(at)}); }
-  [[nodiscard]] Axis key(const std::string& at) const { return product({leaf("kv" + at), head(at)}); }
+  // Heads stand beside each other, so that those of q and k both give, whatever the dimensions within them do.
+  [[nodiscard]] Axis query(const std::string& at, Side side) const { return product({leaf("kv" + at), leaf("group" + at), head(at, side)}); }
+  [[nodiscard]] Axis key(const std::string& at, Side side) const { return product({leaf("kv" + at), head(at, side)}); }
   [[nodiscard]] Axis value(const std::string& at) const { return product({leaf("kv" + at), leaf("value" + at)}); }
   /// Whether the norm of q or k goes over all heads together.
   [[nodiscard]] bool is_whole(Role role) const {
@@ -167,6 +218,8 @@ class TransformerSpaces {
   NetworkConfig network_;
   NetworkSpaces& out_;
   std::int64_t rotary_ = 0;
+  std::set<Site> norms_;
+  bool is_tied_ = false;
 };
 
 /// Networks of images: what each step gives is a space of units, free in order and, behind ReLU, in scale, but for the first and the last.
@@ -187,21 +240,21 @@ void add_image_spaces(const Architecture& architecture, const Json& config, cons
     if (weight.shape.size() < 2) return;
     if (i == 0) {
       before_size = weight.shape[1];
-      out.spaces.push_back({before, before_size, 0, 0});
+      out.spaces.push_back({before, before_size, 0, 0, "inputs are what they are"});
     }
     const std::string units = i + 1 == names.size() ? "class" : fmt::format("units.{}", i);
     const unsigned allows = i + 1 == names.size() ? 0U : kPermute | kScale;
-    out.spaces.push_back({units, weight.shape[0], allows, allows});
-    std::vector<Axis> axes = {leaf(units), leaf(before)};
+    out.spaces.push_back({units, weight.shape[0], allows, allows, allows == 0 ? "classes have their numbers" : "ReLU acts on each unit by itself"});
+    std::vector<Axis> axes = {leaf(units), leaf(before, Side::read)};
     if (before_size > 0 && weight.shape[1] != before_size && weight.shape[1] % before_size == 0) {
       // Planes of pixels, laid flat.
       const std::string pixels = fmt::format("pixel.{}", i);
-      out.spaces.push_back({pixels, weight.shape[1] / before_size, 0, 0});
-      axes[1] = product({leaf(before), leaf(pixels)});
+      out.spaces.push_back({pixels, weight.shape[1] / before_size, 0, 0, "pixels have their places"});
+      axes[1] = product({leaf(before, Side::read), leaf(pixels, Side::read)});
     }
     for (std::size_t axis = 2; axis < weight.shape.size(); ++axis) {
       const std::string kernel = fmt::format("kernel.{}.{}", i, axis - 2);
-      out.spaces.push_back({kernel, weight.shape[axis], 0, 0});
+      out.spaces.push_back({kernel, weight.shape[axis], 0, 0, "pixels have their places"});
       axes.push_back(leaf(kernel));
     }
     out.tensors[weight.name] = std::move(axes);
