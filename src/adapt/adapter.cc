@@ -207,7 +207,15 @@ void add_tensor(Adapter& adapter, Modules& modules, const TensorInfo& tensor) {
                         tensor.name, "it is not clear which of the two counts");
 }
 
+void sort_tensors(Adapter& adapter) {
+  Modules modules;
+  for (const TensorInfo& tensor : adapter.tensors->tensors()) add_tensor(adapter, modules, tensor);
+  if (modules.empty()) throw adapter.error(ErrorCode::corrupt, "the adapter changes no module: it holds no tensors that belong to one");
+  for (auto& [key, module] : modules) adapter.modules.push_back(std::move(module));
+}
+
 void check_config(Adapter& adapter) {
+  if (!adapter.config.is_object()) throw adapter.error(ErrorCode::corrupt, "adapter_config.json is no JSON object");
   const Json* kind = adapter.config.find("peft_type");
   if (!kind || !kind->string())
     throw adapter.error(ErrorCode::corrupt, "adapter_config.json has no 'peft_type'", {}, "name an adapter that PEFT wrote, or convert it first");
@@ -290,7 +298,6 @@ Adapter open_adapter(const fs::path& path) {
                     ? "it is a model; an adapter is a folder with adapter_config.json and adapter_model.safetensors"
                     : "name a folder with adapter_config.json and adapter_model.safetensors");
   adapter.config = read_json_file(folder / "adapter_config.json");
-  if (!adapter.config.is_object()) throw adapter.error(ErrorCode::corrupt, "adapter_config.json is no JSON object");
   check_config(adapter);
   fs::path file;
   if (is_file && path.filename() != "adapter_config.json") file = path;
@@ -300,10 +307,17 @@ Adapter open_adapter(const fs::path& path) {
     throw Error(ErrorCode::not_found, "the adapter has no weights (adapter_model.safetensors)", {.file = folder.string()},
                 "the download is incomplete; fetch it again");
   adapter.tensors = open_weights_file(file, file);
-  Modules modules;
-  for (const TensorInfo& tensor : adapter.tensors->tensors()) add_tensor(adapter, modules, tensor);
-  if (modules.empty()) throw adapter.error(ErrorCode::corrupt, "the adapter changes no module: it holds no tensors that belong to one");
-  for (auto& [key, module] : modules) adapter.modules.push_back(std::move(module));
+  sort_tensors(adapter);
+  return adapter;
+}
+
+Adapter make_adapter(const fs::path& path, Json config, std::shared_ptr<const Checkpoint> tensors) {
+  Adapter adapter;
+  adapter.path = path;
+  adapter.config = std::move(config);
+  check_config(adapter);
+  adapter.tensors = std::move(tensors);
+  sort_tensors(adapter);
   return adapter;
 }
 

@@ -50,6 +50,8 @@ struct Adapter {
 /// Errors: not_found, corrupt (a config that makes no sense, one module twice), unsupported (kinds that change no weights, settings that are not
 /// known).
 [[nodiscard]] Adapter open_adapter(const std::filesystem::path& path);
+/// The same of a config and tensors that are at hand. path: for messages.
+[[nodiscard]] Adapter make_adapter(const std::filesystem::path& path, Json config, std::shared_ptr<const Checkpoint> tensors);
 
 /// All values of a tensor of an adapter as float32. Errors: corrupt for NaN and infinities, unsupported for types that no adapter has.
 [[nodiscard]] std::vector<float> values_of(const Adapter& adapter, const TensorInfo& tensor);

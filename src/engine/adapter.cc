@@ -4,12 +4,10 @@
 #include <re2/re2.h>
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <set>
 
 #include "adapt/folded_model.h"
@@ -18,13 +16,12 @@
 #include "base/budget.h"
 #include "base/check.h"
 #include "base/file.h"
-#include "base/progress.h"
 #include "base/text.h"
-#include "base/threads.h"
 #include "checkpoint/model_folder.h"
 #include "checkpoint/output.h"
 #include "engine/convert_job.h"
 #include "engine/model_config.h"
+#include "engine/units.h"
 #include "math/convert.h"
 #include "model/architecture.h"
 #include "weft/error.h"
@@ -164,7 +161,7 @@ class Extraction {
     refuse_input_as_output(output, base_->path());
     refuse_input_as_output(output, tuned_->path());
     plan();
-    if (!options_.dry_run) compute();
+    compute();
     adapt::StoredAdapter stored = assemble();
     ExtractReport report;
     report.modules = std::move(results_);
@@ -241,26 +238,15 @@ class Extraction {
   }
 
   void compute() {
-    std::uint64_t total = 0;
-    for (const Task& task : tasks_) total += task.tuned->size_bytes + (task.base ? task.base->size_bytes : 0);
-    WorkerPool pool(options_.threads);
-    MemoryBudget budget(options_.memory_bytes);
-    ProgressMeter progress(options_.on_progress, "extracting", total);
-    std::atomic<std::size_t> next{0};
-    pool.run([&](int) {
-      for (std::size_t i = next++; i < tasks_.size() && !pool.stop_token().stop_requested(); i = next++) {
-        if (options_.cancel && options_.cancel->load(std::memory_order_relaxed)) throw Error(ErrorCode::interrupted, "extracting was cancelled");
-        Task& task = tasks_[i];
-        // The difference, a copy of it, both sets of vectors, and what LAPACK works in.
-        const std::uint64_t per_element = task.treatment == Treatment::low_rank ? 56 : 16;
-        const MemoryBudget::Share share =
-            budget.acquire(checked_mul(task.tuned->num_elements, per_element, "work space"), "decomposing a difference");
-        one(task);
-        progress.add(task.tuned->size_bytes + (task.base ? task.base->size_bytes : 0));
-      }
-    });
-    progress.finish();
-    bytes_read_ = progress.done_bytes();
+    std::vector<engine::Unit> units;
+    for (Task& task : tasks_) {
+      // The difference, a copy of it, both sets of vectors, and what LAPACK works in.
+      const std::uint64_t per_element = task.treatment == Treatment::low_rank ? 56 : 16;
+      const std::uint64_t read_bytes = task.tuned->size_bytes + (task.base ? task.base->size_bytes : 0);
+      units.push_back({task.tuned->name, checked_mul(task.tuned->num_elements, per_element, "work space"), read_bytes, [this, &task] { one(task); }});
+      if (!options_.dry_run) bytes_read_ += read_bytes;
+    }
+    engine::run_units(units, options_, "extracting", options_.dry_run ? engine::Units::check : engine::Units::run);
   }
 
   void one(Task& task) const {

@@ -195,6 +195,7 @@ JobBatch::~JobBatch() = default;
 
 JobBatch::Result JobBatch::add(OutputJob job, const fs::path& output, bool needs_folder) {
   refuse_input_as_output(job, output);
+  static_cast<void>(estimate_stream_memory(job.tensors, options_));  // what can never fit is refused before any work
   if (options_.verify_input && !options_.dry_run) verify_inputs(job, options_);
   auto entry = std::make_unique<Entry>();
   JobReport& report = entry->report;

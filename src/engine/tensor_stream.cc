@@ -41,6 +41,7 @@ struct Geometry {
   std::uint64_t tile_elements = 0;   ///< of a full tile
   std::uint64_t num_tiles = 0;
   std::uint64_t widest_bits = 0;     ///< of one element of all inputs together and the output
+  bool is_whole = false;             ///< one tile, in buffers of its own
 };
 
 Geometry geometry_of(const StreamTensor& tensor) {
@@ -53,6 +54,9 @@ Geometry geometry_of(const StreamTensor& tensor) {
     const std::uint64_t row = tensor.shape.empty() ? 1 : std::max<std::uint64_t>(1, static_cast<std::uint64_t>(tensor.shape.back()));
     g.tile_elements = std::max<std::uint64_t>(1, tiling.elements / row) * row;
   }
+  // What is only copied is copied in pieces.
+  g.is_whole = tiling.unit == merge::Tiling::Unit::whole && !tensor.merge->copied_input();
+  if (g.is_whole) g.tile_elements = std::max<std::uint64_t>(1, g.num_elements);
   g.num_tiles = g.num_elements == 0 ? 0 : (g.num_elements - 1) / g.tile_elements + 1;
   for (const TensorRef& input : tensor.inputs) g.widest_bits += static_cast<std::uint64_t>(info(input.tensor->dtype).bits);
   g.widest_bits += static_cast<std::uint64_t>(info(tensor.dtype).bits);
@@ -67,22 +71,27 @@ std::uint64_t tiles_per_chunk(const StreamTensor& tensor, const Geometry& g, std
 }
 
 /// Memory of one worker on this tensor: raw bytes of a chunk of every input and of the output, and one decoded tile of each.
-std::uint64_t worker_bytes(const StreamTensor& tensor, const Geometry& g, std::uint64_t chunk_bytes) {
+std::uint64_t working_bytes(const StreamTensor& tensor, const Geometry& g, std::uint64_t chunk_bytes) {
   const std::uint64_t chunk_elements = std::min(g.num_elements, tiles_per_chunk(tensor, g, chunk_bytes) * g.tile_elements);
   const std::uint64_t scratch = tensor.merge != nullptr ? tensor.merge->scratch_bytes() : 0;
   return chunk_elements * g.widest_bits / 8 + std::min(g.num_elements, g.tile_elements) * 4 * (tensor.inputs.size() + 1) + scratch + 4096;
+}
+
+/// Of that what each worker keeps from tensor to tensor: what is worked on as a whole is admitted by its own bytes, and gives them back.
+std::uint64_t worker_bytes(const StreamTensor& tensor, const Geometry& g, std::uint64_t chunk_bytes) {
+  return g.is_whole ? 0 : working_bytes(tensor, g, chunk_bytes);
 }
 
 /// What the process takes whatever it merges: code, plan, allocator. Not for work.
 std::uint64_t reserved_bytes(std::uint64_t limit_bytes) { return std::min<std::uint64_t>(limit_bytes / 8, std::uint64_t{16} << 20); }
 
 /// What the methods may gather for one tensor: half of what the buffers leave, so that the next tensor can begin. Tells the method; returns what it
-/// and the sums by tile will hold at most.
+/// and the sums by tile will hold at most, and the buffers of a tensor that is worked on as a whole.
 std::uint64_t state_bytes(const StreamTensor& tensor, const Geometry& g, std::uint64_t free_bytes, int workers) {
   if (tensor.merge == nullptr) return 0;
   const std::uint64_t sums = g.num_tiles * std::max(tensor.merge->most_sums(), tensor.merge->num_sums()) * sizeof(double);
   const std::uint64_t room = free_bytes / 2;
-  return sums + tensor.merge->limit_memory(room - std::min(room, sums), workers);
+  return sums + tensor.merge->limit_memory(room - std::min(room, sums), workers) + (g.is_whole ? working_bytes(tensor, g, 0) : 0);
 }
 
 /// Threads and chunk size that fit the budget.
@@ -123,6 +132,25 @@ Sizing choose_sizing(const std::vector<StreamTensor>& tensors, const JobOptions&
   }
   sizing.buffers_bytes = one * static_cast<std::uint64_t>(sizing.threads);
   return sizing;
+}
+
+/// The most that any tensor needs besides the buffers. Throws out_of_memory, with both numbers, where that is more than there is: before any work.
+std::uint64_t most_state_bytes(const std::vector<StreamTensor>& tensors, const Sizing& sizing, std::uint64_t limit_bytes) {
+  const std::uint64_t free_bytes = limit_bytes - sizing.buffers_bytes - reserved_bytes(limit_bytes);
+  std::uint64_t most = 0;
+  for (const StreamTensor& tensor : tensors) {
+    if (tensor.finished) continue;
+    const Geometry geometry = geometry_of(tensor);
+    const std::uint64_t needed = state_bytes(tensor, geometry, free_bytes, sizing.threads);
+    if (needed > free_bytes)
+      throw Error(ErrorCode::out_of_memory,
+                  fmt::format("tensor '{}' {} needs {} bytes{}, but of the memory budget of {} bytes {} are left for it", tensor.name,
+                              to_string(tensor.shape), needed, geometry.is_whole ? ", because it is worked on as a whole" : " besides the buffers",
+                              limit_bytes, free_bytes),
+                  {.tensor = tensor.name}, fmt::format("raise --memory by {} bytes or more", needed - free_bytes));
+    most = std::max(most, needed);
+  }
+  return most;
 }
 
 /// A range of tiles, read at once.
@@ -189,7 +217,9 @@ class Stream {
         buffers_(budget_.acquire(sizing_.buffers_bytes + reserved_bytes(budget_.limit_bytes()), "buffers")),
         pool_(sizing_.threads),
         workers_(static_cast<std::size_t>(sizing_.threads)),
-        meter_(options.on_progress, what, total_bytes(tensors)) {}
+        meter_(options.on_progress, what, total_bytes(tensors)) {
+    static_cast<void>(most_state_bytes(tensors, sizing_, budget_.limit_bytes()));
+  }
 
   StreamResult run() {
     pool_.run([this](int worker) { work(worker); });
@@ -272,13 +302,8 @@ class Stream {
     const Geometry geometry = geometry_of(tensor);
     const std::uint64_t free_bytes = budget_.limit_bytes() - buffers_.size_bytes();
     const std::uint64_t needed = state_bytes(tensor, geometry, free_bytes, sizing_.threads);
+    WEFT_ASSERT(needed <= free_bytes);  // or it had been refused
     MemoryBudget::Share share;
-    if (needed > free_bytes) {
-      throw Error(ErrorCode::out_of_memory,
-                  fmt::format("tensor '{}' {} needs {} bytes besides the buffers, but the memory budget leaves {}", tensor.name, to_string(tensor.shape),
-                              needed, free_bytes),
-                  {.tensor = tensor.name}, "raise --memory");
-    }
     if (active_.empty()) {
       share = budget_.acquire(needed, tensor.name.c_str());
     } else if (!budget_.try_acquire(needed, share)) {
@@ -416,7 +441,8 @@ class Stream {
   // --- Work on one chunk ---
 
   void process(Job& job, const Chunk& chunk, std::size_t worker_index) {
-    Worker& worker = workers_[worker_index];
+    Worker own;  // given back at once
+    Worker& worker = job.geometry.is_whole ? own : workers_[worker_index];
     const std::uint64_t first = chunk.first_tile * job.geometry.tile_elements;
     const auto count = static_cast<std::size_t>(std::min(job.geometry.num_elements - first, chunk.num_tiles * job.geometry.tile_elements));
     const std::size_t num_inputs = job.tensor->inputs.size();
@@ -639,11 +665,7 @@ std::uint64_t estimate_stream_memory(const std::vector<StreamTensor>& tensors, c
   if (tensors.empty()) return 0;
   const MemoryBudget budget(options.memory_bytes);
   const Sizing sizing = choose_sizing(tensors, options, budget.limit_bytes());
-  const std::uint64_t reserved = reserved_bytes(budget.limit_bytes());
-  const std::uint64_t free_bytes = budget.limit_bytes() - sizing.buffers_bytes - reserved;
-  std::uint64_t state = 0;
-  for (const StreamTensor& tensor : tensors) state = std::max(state, state_bytes(tensor, geometry_of(tensor), free_bytes, sizing.threads));
-  return sizing.buffers_bytes + reserved + state;
+  return sizing.buffers_bytes + reserved_bytes(budget.limit_bytes()) + most_state_bytes(tensors, sizing, budget.limit_bytes());
 }
 
 }  // namespace weft::engine

@@ -50,11 +50,11 @@ struct StreamResult {
 
 /// Walks the tensors in their order. Same bytes for any number of threads and any chunk size.
 /// Errors: those of reading and writing; corrupt for non-finite inputs or results (unless allowed), naming the tensor, the model and the count;
-/// out_of_memory when one tile cannot fit the budget, with both numbers; interrupted.
+/// out_of_memory when a tile, or what a method gathers for a tensor, can never fit the budget, with both numbers, before any work; interrupted.
 StreamResult run_tensor_stream(std::vector<StreamTensor>& tensors, const TensorWriter& write, const JobOptions& options, const char* what,
                                const TensorFinished& finished = {});
 
-/// The memory that running this will take, for plans.
+/// The memory that running this will take, for plans. Errors: out_of_memory when a tensor can never fit the budget, with both numbers.
 [[nodiscard]] std::uint64_t estimate_stream_memory(const std::vector<StreamTensor>& tensors, const JobOptions& options);
 
 }  // namespace weft::engine

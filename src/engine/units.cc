@@ -14,7 +14,7 @@
 
 namespace weft::engine {
 
-void run_units(const std::vector<Unit>& units, const JobOptions& options, const char* what) {
+void run_units(const std::vector<Unit>& units, const JobOptions& options, const char* what, Units how) {
   MemoryBudget budget(options.memory_bytes);
   std::uint64_t total = 0;
   for (const Unit& unit : units) {
@@ -25,6 +25,7 @@ void run_units(const std::vector<Unit>& units, const JobOptions& options, const 
                               format_size(budget.limit_bytes())),
                   {.tensor = unit.name}, fmt::format("give --memory {} or more", unit.memory_bytes));
   }
+  if (how == Units::check) return;
   std::vector<std::size_t> order(units.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::stable_sort(order.begin(), order.end(), [&units](std::size_t a, std::size_t b) { return units[a].work_bytes > units[b].work_bytes; });

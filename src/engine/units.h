@@ -19,6 +19,7 @@ struct Unit {
 
 /// Runs all units, the largest first, each on one thread. A cancelled job stops between units.
 /// Errors: out_of_memory before any work when a unit can never fit the budget, with both numbers; interrupted; what a unit throws.
-void run_units(const std::vector<Unit>& units, const JobOptions& options, const char* what);
+enum class Units { run, check };  ///< check: only whether they fit, for plans
+void run_units(const std::vector<Unit>& units, const JobOptions& options, const char* what, Units how = Units::run);
 
 }  // namespace weft::engine

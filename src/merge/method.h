@@ -80,7 +80,9 @@ struct TensorContext {
 
 /// How a tensor is cut for the phases. Tiles are fixed by the tensor alone (never by threads or chunk sizes), so sums by tile have one order.
 struct Tiling {
-  enum class Unit { elements, rows } unit = Unit::elements;  ///< rows: a tile holds whole rows (slices along the last axis)
+  /// rows: a tile holds whole rows (slices along the last axis). whole: the tensor is one tile, for methods that need whole matrices; it is
+  /// admitted by what that takes (inputs and output as stored and as float32, and scratch_bytes), and refused by the plan where it can never fit.
+  enum class Unit { elements, rows, whole } unit = Unit::elements;
   std::uint64_t elements = 8192;  ///< about how many a tile holds; at least one row. Multiple of 64.
 };
 

@@ -18,6 +18,7 @@
 #include <set>
 #include <thread>
 
+#include "engine/output_job.h"
 #include "support/command.h"
 #include "support/errors.h"
 #include "support/fault_calls.h"
@@ -102,13 +103,47 @@ Scenario converting(const char* name, std::uint64_t shard_bytes, bool single_fil
           single_file, force};
 }
 
+/// Of both models the difference of each tensor and itself backwards, which takes the tensors whole.
+class WholeMethod final : public merge::TensorMerge {
+ public:
+  [[nodiscard]] merge::Tiling tiling() const override { return {merge::Tiling::Unit::whole}; }
+  void map(const merge::Tile& tile, std::span<float> out) const override {
+    for (std::size_t i = 0; i < tile.count; ++i) out[i] = tile.inputs[0][i] - tile.inputs[1][tile.count - 1 - i];
+  }
+};
+
+Scenario whole(const char* name, std::uint64_t shard_bytes) {
+  return {name, [=](const fs::path& temp) {
+            const auto x = open_checkpoint((temp / "x").string()), y = open_checkpoint((temp / "y").string());
+            engine::OutputJob job;
+            job.inputs = {x, y};
+            job.input_paths = {temp / "x", temp / "y"};
+            job.ingredients = {{"the test", "whole"}};
+            for (const TensorInfo& info : x->tensors()) {
+              engine::StreamTensor& tensor = job.tensors.emplace_back();
+              tensor.name = info.name;
+              tensor.shape = info.shape;
+              tensor.inputs = {{x, &info}, {y, &y->tensor(info.name)}};
+              tensor.merge = std::make_unique<WholeMethod>();
+              PlannedTensor& described = job.described.emplace_back();
+              described.name = info.name;
+              described.shape = info.shape;
+            }
+            const JobOptions options = options_of<JobOptions>(shard_bytes, false);
+            engine::JobBatch batch(options, "testing");
+            batch.add(std::move(job), temp / "out");
+            (void)batch.run();
+          }};
+}
+
 std::vector<Scenario> scenarios() {
   return {converting("convert to a file", 0, true),
           converting("convert over a file", 0, true, true),
           converting("convert to shards", 1000, false),
           merging("a map to one file", "linear", 0),
           merging("a map to shards over an old model", "linear", 2000, true),
-          merging("a reduction to shards", "ties", 2000)};
+          merging("a reduction to shards", "ties", 2000),
+          whole("whole tensors to shards", 2000)};
 }
 
 void prepare(const Scenario& scenario, const fs::path& temp) {

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -10,6 +11,7 @@
 #include <mutex>
 
 #include "math/reduce.h"
+#include "support/errors.h"
 #include "support/memory_checkpoint.h"
 #include "weft/error.h"
 
@@ -227,6 +229,100 @@ TEST(TensorStream, a_budget_that_cannot_hold_one_tile_is_refused_with_both_numbe
     // Of 4096 an eighth is kept for the process and a quarter for what methods gather.
     EXPECT_THAT(e.message(), ::testing::HasSubstr("2560"));
   }
+}
+
+/// The values backwards, which no part of a tensor can tell; of several inputs their sum.
+class Backwards final : public merge::TensorMerge {
+ public:
+  explicit Backwards(std::uint64_t scratch_bytes = 0) : scratch_bytes_(scratch_bytes) {}
+  [[nodiscard]] merge::Tiling tiling() const override { return {merge::Tiling::Unit::whole}; }
+  [[nodiscard]] std::uint64_t scratch_bytes() const override { return scratch_bytes_; }
+  void map(const merge::Tile& tile, std::span<float> out) const override {
+    for (std::size_t i = 0; i < tile.count; ++i) {
+      out[i] = 0;
+      for (const float* input : tile.inputs) out[i] += input[tile.count - 1 - i];
+    }
+  }
+
+ private:
+  std::uint64_t scratch_bytes_;
+};
+
+TEST(TensorStream, a_method_of_whole_tensors_sees_them_whole_beside_methods_of_tiles) {
+  std::vector<testing::MemoryCheckpoint::Tensor> stored;
+  const std::vector<std::int64_t> sizes = {100'000, 7, 0, 300'001, 64, 50'000};
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    const std::vector<float> values = testing::random_values(static_cast<std::size_t>(sizes[i]), i);
+    stored.push_back({std::string(1, static_cast<char>('a' + i)), DType::f32, {sizes[i]}, testing::stored_as(DType::f32, values)});
+  }
+  const auto input = std::make_shared<testing::MemoryCheckpoint>(stored);
+  for (const int threads : {1, 2, 5}) {
+    // The largest takes 4 + 4 bytes an element for what is stored and as many for what is decoded; then only small ones fit beside it.
+    for (const std::uint64_t memory : {std::uint64_t{10} << 20, std::uint64_t{64} << 20}) {
+      std::vector<StreamTensor> tensors;
+      for (const TensorInfo& info : input->tensors()) {
+        StreamTensor& tensor = tensors.emplace_back();
+        tensor.name = info.name;
+        tensor.shape = info.shape;
+        tensor.inputs = {{input, &info}, {input, &info}};
+        if (info.name != "b") tensor.merge = std::make_unique<Backwards>();
+      }
+      Sink sink(tensors);
+      JobOptions options;
+      options.threads = threads;
+      options.memory_bytes = memory;
+      options.chunk_bytes = 20'000;
+      static_cast<void>(run_tensor_stream(tensors, sink.writer(), options, "testing"));
+      for (std::size_t i = 0; i < sizes.size(); ++i) {
+        std::vector<float> want = testing::random_values(static_cast<std::size_t>(sizes[i]), i);
+        if (stored[i].name != "b") {
+          std::reverse(want.begin(), want.end());
+          for (float& value : want) value *= 2;
+        }
+        ASSERT_EQ(sink.bytes[i], testing::stored_as(DType::f32, want)) << i << " " << threads;
+      }
+    }
+  }
+}
+
+TEST(TensorStream, a_whole_tensor_that_cannot_fit_is_refused_before_any_work_with_both_numbers) {
+  std::vector<testing::MemoryCheckpoint::Tensor> stored;
+  for (const auto& [name, size] : {std::pair<const char*, std::int64_t>{"small", 64}, {"large", 1 << 20}})
+    stored.push_back({name, DType::f32, {size}, testing::stored_as(DType::f32, std::vector<float>(static_cast<std::size_t>(size), 1.0F))});
+  const auto input = std::make_shared<testing::MemoryCheckpoint>(stored);
+  const auto plan = [&](std::uint64_t scratch_bytes) {
+    std::vector<StreamTensor> tensors(2);
+    for (std::size_t i = 0; i < 2; ++i) {
+      tensors[i].name = stored[i].name;
+      tensors[i].shape = stored[i].shape;
+      tensors[i].inputs = {{input, &input->tensors()[i]}};
+      tensors[i].merge = std::make_unique<Backwards>(scratch_bytes);
+    }
+    return tensors;
+  };
+  // One input and the output, stored and decoded, and a little for the rest.
+  constexpr std::uint64_t kLarge = 4 * (std::uint64_t{4} << 20) + 4096;
+  JobOptions options;
+  options.threads = 1;
+  options.memory_bytes = 12 << 20;
+  const auto refusal = [&](std::vector<StreamTensor> tensors) {
+    int written = 0;
+    const TensorWriter count = [&](std::size_t, std::uint64_t, std::span<const std::byte>) { ++written; };
+    const std::optional<Error> error = testing::error_of([&] { static_cast<void>(run_tensor_stream(tensors, count, options, "testing")); });
+    const std::optional<Error> planned = testing::error_of([&] { static_cast<void>(estimate_stream_memory(tensors, options)); });
+    EXPECT_EQ(error.has_value(), planned.has_value());
+    EXPECT_EQ(written == 0, error.has_value());
+    return error;
+  };
+  const std::optional<Error> error = refusal(plan(0));
+  ASSERT_TRUE(error);
+  EXPECT_EQ(error->code(), ErrorCode::out_of_memory);
+  EXPECT_EQ(error->place().tensor, "large");
+  EXPECT_THAT(error->message(), ::testing::HasSubstr("needs " + std::to_string(kLarge) + " bytes"));
+  EXPECT_THAT(error->message(), ::testing::HasSubstr("of the memory budget of " + std::to_string(options.memory_bytes) + " bytes"));
+  options.memory_bytes = 24 << 20;
+  EXPECT_FALSE(refusal(plan(0)));
+  EXPECT_TRUE(refusal(plan(8 << 20))) << "what the method works in counts";
 }
 
 TEST(TensorStream, cancelling_ends_with_interrupted) {
