@@ -9,7 +9,7 @@ FUZZ_SECONDS ?= 60
 TORTURE_ROUNDS ?= 200
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build test test-all sanitize asan tsan fuzz torture bench demo install package clean
+.PHONY: help deps build test test-all sanitize asan tsan fuzz test-report torture bench demo install package clean
 
 help:  ## show this text
 	@echo 'usage: make TARGET'
@@ -43,6 +43,11 @@ sanitize:  ## asan, then tsan
 fuzz:  ## build the fuzz targets with clang and run each for FUZZ_SECONDS
 	@scripts/deps.sh clang-14 libclang-rt-14-dev
 	@scripts/fuzz.sh $(FUZZ_SECONDS)
+
+test-report: deps  ## open reports in a headless browser; screenshots go to build/dev/report
+	@scripts/deps.sh chromium-headless-shell
+	@scripts/build.sh dev weft_command
+	@python3 scripts/report_test.py build/dev/bin/weft build/dev/report
 
 torture: deps  ## kill jobs TORTURE_ROUNDS times, at random moments and at every step, and look at what is left
 	@scripts/build.sh dev weft_command engine_tests

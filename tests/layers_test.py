@@ -18,6 +18,7 @@ ORDER = [
     ["checkpoint"],
     ["model"],
     ["merge", "edit", "align", "quantize", "prune", "factor", "adapt", "inherit", "measure", "sync", "hyper"],
+    ["report"],
     ["engine"],
 ]
 RANK = {layer: rank for rank, layers in enumerate(ORDER) for layer in layers}

@@ -16,6 +16,9 @@ namespace weft::app {
 /// What a MODEL argument may be.
 inline constexpr const char* kModelHelp = "a Hugging Face folder, a .safetensors or PyTorch file, a shard index, MODEL+ADAPTER, or org/name[@revision] in the local cache";
 
+/// Of --report.
+inline constexpr const char* kReportHelp = "also write one HTML file to look at, with tables and charts; it needs nothing beside itself";
+
 struct CommonOptions {
   bool json = false;
   bool quiet = false;

@@ -10,6 +10,7 @@
 #include "fold.h"
 #include "result.h"
 #include "weft/inspect.h"
+#include "weft/report.h"
 
 namespace weft::app {
 namespace {
@@ -20,6 +21,7 @@ struct Arguments {
   CommonOptions common;
   std::string a;
   std::string b;
+  std::string report;
   bool exit_code = false;
 };
 
@@ -125,8 +127,10 @@ int run_diff(const Arguments& arguments) {
   Console console(arguments.common);
   JobOptions job;
   console.fill(job);
+  if (!arguments.report.empty()) require_reports();
   const DiffReport report = diff(arguments.a, arguments.b, job);
   console.finish();
+  if (!arguments.report.empty()) write_report(report, arguments.a, arguments.b, arguments.report);
   if (arguments.common.json) {
     print_json(diff_json(report));
   } else if (!arguments.common.quiet) {
@@ -153,6 +157,7 @@ Command diff_command() {
   command.positional("B", arguments->b, "another model");
   command.group("Comparing");
   command.flag({"--exit-code"}, arguments->exit_code, "exit with 3 when they differ");
+  command.path({"--report"}, "OUT.html", arguments->report, kReportHelp);
   add_print_options(command, arguments->common);
   add_job_options(command, arguments->common);
   command.run = [arguments] { return run_diff(*arguments); };

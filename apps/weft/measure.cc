@@ -13,6 +13,7 @@
 #include "commands.h"
 #include "common.h"
 #include "result.h"
+#include "weft/report.h"
 
 namespace weft::app {
 namespace {
@@ -23,6 +24,7 @@ struct Arguments {
   std::string base;
   std::vector<std::string> what;
   std::string csv;
+  std::string report;
 };
 
 // ---- JSON ----
@@ -391,9 +393,11 @@ int run_measure(const Arguments& arguments) {
   console.fill(options);
   options.base = arguments.base;
   options.what = arguments.what;
+  if (!arguments.report.empty()) require_reports();
   const MeasureReport report = measure_models(arguments.models, options);
   console.finish();
   if (!arguments.csv.empty()) write_csv(arguments.csv, report);
+  if (!arguments.report.empty()) write_report(report, arguments.report);
   if (arguments.common.json) {
     print_json(report_json(report));
   } else if (!arguments.common.quiet && arguments.csv != "-") {
@@ -434,6 +438,7 @@ Command measure_command() {
   what.default_text = "all, but costly ones only for small matrices";
   what.repeated = true;
   command.path({"--csv"}, "OUT", arguments->csv, "write a table: a line for each tensor, a column for each measure (- for standard output)");
+  command.path({"--report"}, "OUT.html", arguments->report, kReportHelp);
   command.number({"--seed"}, arguments->common.seed, "seed of random comparisons").default_text = "0";
   add_print_options(command, arguments->common);
   add_job_options(command, arguments->common);

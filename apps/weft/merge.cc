@@ -10,8 +10,10 @@
 #include "commands.h"
 #include "common.h"
 #include "result.h"
+#include "weft/inspect.h"
 #include "weft/merge.h"
 #include "weft/moe.h"
+#include "weft/report.h"
 
 namespace weft::app {
 namespace {
@@ -26,6 +28,7 @@ struct Arguments {
   std::string intermediate_dir;
   std::string transformers_cache;
   std::string lora_merge_dtype;
+  std::string report;
   bool strict = false;
   bool allow_crimes = false;
   bool unsafe_truncate_embeddings = false;
@@ -74,11 +77,32 @@ std::string methods_of(const JobReport& report) {
 }
 
 // Inputs of a plan are "MODEL:TENSOR", and tensors' names hold no colon in any model of a known architecture.
-std::size_t num_models_of(const JobReport& report) {
+std::set<std::string> models_of(const JobReport& report) {
   std::set<std::string> models;
   for (const PlannedTensor& tensor : report.tensors)
     for (const std::string& input : tensor.inputs) models.insert(input.substr(0, input.rfind(':')));
-  return models.size();
+  return models;
+}
+std::size_t num_models_of(const JobReport& report) { return models_of(report).size(); }
+
+/// Besides the plan: how the result differs from each model that went in, which takes reading them once more.
+void write_merge_report(const JobReport& report, const Arguments& arguments, Console& console) {
+  if (arguments.report.empty()) return;
+  std::vector<InputDiff> inputs;
+  if (!report.dry_run) {
+    JobOptions job;
+    console.fill(job);
+    for (const std::string& model : models_of(report)) {
+      try {
+        inputs.push_back({model, diff(model, report.output.string(), job)});
+      } catch (const Error& error) {
+        if (error.code() == ErrorCode::interrupted) throw;
+        console.warn("the report has no comparison with " + model + ": " + error.message());
+      }
+    }
+    console.finish();
+  }
+  write_report(report, "merge", inputs, arguments.report);
 }
 
 Json::Object details_of(const JobReport& report) {
@@ -144,6 +168,7 @@ MultiMergeOptions library_options(const Arguments& arguments, Console& console) 
 int run_merge(const Arguments& arguments) {
   Console console(arguments.common);
   const MultiMergeOptions options = library_options(arguments, console);
+  if (!arguments.report.empty()) require_reports();
   constexpr std::uint64_t kLargestConfig = 16'000'000;
   const std::string text = read_text_file(arguments.config, kLargestConfig);
   if (arguments.moe) {
@@ -153,6 +178,7 @@ int run_merge(const Arguments& arguments) {
     moe.write_config_copy = arguments.write_model_card;
     const JobReport report = merge_moe(text, arguments.config, arguments.output, moe);
     console.finish();
+    write_merge_report(report, arguments, console);
     print_report(report, arguments.common, "built a mixture of experts",
                  {{"method", Json("moe")}, {"num_models", Json(static_cast<std::uint64_t>(num_models_of(report)))}});
     return 0;
@@ -163,11 +189,13 @@ int run_merge(const Arguments& arguments) {
     const auto output = arguments.output.empty() ? std::nullopt : std::optional<std::filesystem::path>(arguments.output);
     const std::vector<JobReport> reports = merge_multi(text, arguments.config, output, options);
     console.finish();
+    if (!reports.empty()) write_merge_report(reports.back(), arguments, console);
     print_reports(reports, arguments.common);
     return 0;
   }
   const JobReport report = merge_models(text, arguments.config, arguments.output, options);
   console.finish();
+  write_merge_report(report, arguments, console);
   if (arguments.common.json) {
     print_json(report_json(report, details_of(report)));
   } else {
@@ -204,6 +232,9 @@ void declare_options(Command& command, Arguments& arguments) {
   card.default_text = "on";
   command.path({"--transformers-cache"}, "FOLDER", arguments.transformers_cache, "where hub ids are looked up").default_text = "Hugging Face's own";
   command.value({"--lora-merge-dtype"}, "TYPE", arguments.lora_merge_dtype, "type in which adapters are folded").default_text = "float32";
+  if (arguments.flavour == Flavour::weft)
+    command.path({"--report"}, "OUT.html", arguments.report,
+                 std::string(kReportHelp) + "; the inputs are read once more, to compare them with the result");
   if (arguments.flavour != Flavour::mergekit_yaml) {
     command.path({"-I", "--intermediate-dir"}, "FOLDER", arguments.intermediate_dir, "where the named results of several configs go").required =
         arguments.flavour == Flavour::mergekit_multi;

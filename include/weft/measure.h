@@ -14,11 +14,18 @@
 
 namespace weft {
 
+/// Points of something to draw.
+struct MeasuredCurve {
+  std::string name;  ///< "spectrum": singular values by their place, from 0; "histogram": lower edges of log10 |w| and counts
+  std::vector<float> x, y;
+};
+
 /// Numbers about one thing, by names of the form `group.key`, in the order in which they were made.
 struct Measures {
   std::vector<std::pair<std::string, double>> values;        ///< finite
   std::vector<std::pair<std::string, std::string>> labels;   ///< what is no number: the rule that was used, a warning
   std::vector<std::pair<std::string, std::string>> skipped;  ///< measure -> why there is no number
+  std::vector<MeasuredCurve> curves;                         ///< a few dozen points each, for reports
 
   /// Null when absent.
   [[nodiscard]] WEFT_API const double* find(std::string_view measure) const noexcept;
@@ -31,6 +38,7 @@ struct MeasuredTensor {
   int block = -1;    ///< number of the layer; -1: outside of the layers
   Shape shape;
   DType dtype = DType::f32;
+  std::uint64_t size_bytes = 0;
   Measures measures;
   std::vector<std::string> notes;  ///< what was done with a tensor that is no plain matrix
 };

@@ -16,5 +16,6 @@
 #include "weft/methods.h"
 #include "weft/moe.h"
 #include "weft/recipe.h"
+#include "weft/report.h"
 #include "weft/tokens.h"
 #include "weft/version.h"

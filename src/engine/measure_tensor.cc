@@ -41,6 +41,7 @@ TensorMeasurement::TensorMeasurement(const MeasuredInput& input, const TensorInf
   out.block = input.block(tensor.name);
   out.shape = tensor.shape;
   out.dtype = tensor.dtype;
+  out.size_bytes = tensor.size_bytes;
   reason_ = unreadable_reason(tensor);
   if (const auto shape = matrix_shape(tensor)) shape_ = *shape;
   if (role == model::Role::qkv) out.notes.emplace_back("q, k and v are fused: measured as one matrix, so kinds are mixed");
@@ -193,6 +194,7 @@ void TensorMeasurement::measure_matrix() {
     return;
   }
   if (selection_.wants("storage") && summary_.noise_rms > 0) measure::measure_noise_floor(spectrum, summary_.noise_rms, out);
+  measure::put_spectrum_curve(spectrum, out);
   if (selection_.wants("ranks")) measure::measure_ranks(spectrum, "ranks", out);
   measure::measure_powerlaw(l, selection_, out);
   if (selection_.wants("detX")) measure::measure_detx(l, out);

@@ -269,19 +269,29 @@ void put_moments(const Source& source, const Moments& m, std::uint64_t argmax, M
   put(out, "moments.above_one_std", m.above, kFlat);
 }
 
+/// A coarser histogram to look at, from the first bin that holds anything to the last.
+void put_histogram(const std::array<std::uint64_t, kWeibullBins>& counts, Measures& out) {
+  constexpr std::size_t kTogether = 4, kCoarse = kWeibullBins / kTogether;
+  constexpr double kFirst = -12, kStep = 14.0 / kCoarse;
+  std::array<double, kCoarse> sums{};
+  for (std::size_t i = 0; i < kWeibullBins; ++i) sums[i / kTogether] += static_cast<double>(counts[i]);
+  std::size_t begin = 0, end = kCoarse;
+  while (begin < end && sums[begin] == 0) ++begin;
+  while (end > begin && sums[end - 1] == 0) --end;
+  if (begin == end) return;
+  MeasuredCurve& curve = out.curves.emplace_back();
+  curve.name = "histogram";
+  for (std::size_t i = begin; i < std::max(end, begin + 2); ++i) {
+    curve.x.push_back(static_cast<float>(kFirst + kStep * static_cast<double>(i)));
+    curve.y.push_back(i < kCoarse ? static_cast<float>(sums[i]) : 0.0F);
+  }
+}
+
 template <typename Source>
 void measure_weibull(const Source& source, Measures& out) {
   // A float32 histogram: magnitudes that float32 cannot hold are no weights.
   if (source.entries() > 0 && !std::isfinite(static_cast<float>(source.magnitude(source.entries() - 1))))
     return skip_group(out, "weibull", "non-finite");
-  std::size_t distinct = 0;
-  float last = -1;
-  for (std::size_t i = 0; i < source.entries() && distinct < 64; ++i) {
-    const auto magnitude = static_cast<float>(source.magnitude(i));
-    distinct += magnitude != last;
-    last = magnitude;
-  }
-  if (distinct < 64) return skip_group(out, "weibull", "fewer than 64 distinct magnitudes");
   std::array<std::uint64_t, kWeibullBins> counts{};
   // The bins of sorted magnitudes ascend: find where each begins.
   std::size_t begin = 0;
@@ -299,6 +309,15 @@ void measure_weibull(const Source& source, Measures& out) {
     if (bin >= 0) counts[static_cast<std::size_t>(bin)] = source.before(low) - source.before(begin);
     begin = low;
   }
+  put_histogram(counts, out);
+  std::size_t distinct = 0;
+  float last = -1;
+  for (std::size_t i = 0; i < source.entries() && distinct < 64; ++i) {
+    const auto magnitude = static_cast<float>(source.magnitude(i));
+    distinct += magnitude != last;
+    last = magnitude;
+  }
+  if (distinct < 64) return skip_group(out, "weibull", "fewer than 64 distinct magnitudes");
   const WeibullFit fit = fit_weibull(counts);
   if (fit.reason != nullptr) return skip_group(out, "weibull", fit.reason);
   put(out, "weibull.k", fit.k);

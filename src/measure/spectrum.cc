@@ -71,6 +71,22 @@ std::uint64_t energy_rank(std::span<const double> s, double share) {
   return s.size();
 }
 
+void put_spectrum_curve(const Spectrum& spectrum, Measures& out) {
+  constexpr std::size_t kPoints = 64;
+  const std::size_t n = spectrum.s.size();
+  MeasuredCurve& curve = out.curves.emplace_back();
+  curve.name = "spectrum";
+  std::size_t next = 0;
+  for (std::size_t i = 0; i < kPoints; ++i) {
+    const double t = static_cast<double>(i) / (kPoints - 1);
+    const std::size_t at = std::max(next, static_cast<std::size_t>(std::lround(static_cast<double>(n - 1) * t * t)));
+    if (at >= n) break;
+    curve.x.push_back(static_cast<float>(at));
+    curve.y.push_back(static_cast<float>(spectrum.s[at]));
+    next = at + 1;
+  }
+}
+
 void measure_ranks(const Spectrum& spectrum, const std::string& prefix, Measures& out) {
   const std::vector<double>& s = spectrum.s;
   std::vector<double> l(s.size());

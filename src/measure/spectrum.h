@@ -35,6 +35,8 @@ struct Spectrum {
 
 /// The group `ranks`; with this prefix ("ranks", "difference").
 void measure_ranks(const Spectrum& spectrum, const std::string& prefix, Measures& out);
+/// A few dozen of the values, denser where they are largest, as the curve `spectrum`.
+void put_spectrum_curve(const Spectrum& spectrum, Measures& out);
 /// exp of the entropy of p / sum p.
 [[nodiscard]] double entropy_rank(std::span<const double> p);
 /// s[0] / s[last], or NaN when singular to working precision.

@@ -7,6 +7,7 @@
 #include "support/command.h"
 #include "support/safetensors_bytes.h"
 #include "support/temporary_folder.h"
+#include "weft/report.h"
 
 namespace weft {
 namespace {
@@ -81,6 +82,22 @@ TEST(MeasureCommand, wrong_requests_are_refused) {
   EXPECT_EQ(run_weft({"measure", kModels + "/tiny-base", "--base", "no/such/model"}).status, 2);
   EXPECT_EQ(run_weft({"measure", kModels + "/tiny-base", "--memory", "1MB"}).status, 1);
   EXPECT_EQ(run_weft({"measure", kModels + "/tiny-base", "--what", "moments", "--csv", "/no/such/folder/t.csv"}).status, 1);
+}
+
+TEST(MeasureCommand, its_report_is_one_file_that_names_the_tensors) {
+  if (!can_write_reports()) GTEST_SKIP() << "built without libjs-vega";
+  const testing::TemporaryFolder folder;
+  const CommandResult result = run_weft(
+      {"measure", kModels + "/tiny-german", "--base", kModels + "/tiny-base", "--what", "moments,ranks,difference", "--report", folder / "r.html"});
+  ASSERT_EQ(result.status, 0) << result.err;
+  const std::string html = testing::read_file(folder / "r.html");
+  for (const char* text : {"<!doctype html>", "model.layers.1.mlp.up_proj.weight", "ranks.stable_rank", "difference.relative", "spectrum"})
+    EXPECT_NE(html.find(text), std::string::npos) << text;
+  const CommandResult diff = run_weft({"diff", kModels + "/tiny-german", kModels + "/tiny-base", "--report", folder / "d.html", "--quiet"});
+  ASSERT_EQ(diff.status, 0) << diff.err;
+  EXPECT_NE(testing::read_file(folder / "d.html").find("What changed"), std::string::npos);
+  const CommandResult unwritable = run_weft({"diff", kModels + "/tiny-german", kModels + "/tiny-base", "--report", folder / "none/d.html"});
+  EXPECT_EQ(unwritable.status, 1);
 }
 
 }  // namespace

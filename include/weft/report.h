@@ -1,0 +1,31 @@
+#pragma once
+#include <filesystem>
+#include <span>
+#include <string>
+
+#include "weft/export.h"
+#include "weft/inspect.h"
+#include "weft/job.h"
+#include "weft/measure.h"
+
+namespace weft {
+
+/// Whether this build can write reports: they need Vega (the Debian package libjs-vega) while weft is built, and nothing later.
+[[nodiscard]] WEFT_API bool can_write_reports() noexcept;
+/// Throws unsupported, saying what to install, when it cannot. To be called before work that takes long.
+WEFT_API void require_reports();
+
+/// Each writes one HTML file that needs nothing beside itself: what stands out first, then tables and charts. An existing file is replaced.
+/// Errors: unsupported (see above); io.
+WEFT_API void write_report(const MeasureReport& measured, const std::filesystem::path& output);
+WEFT_API void write_report(const DiffReport& diff, const std::string& a, const std::string& b, const std::filesystem::path& output);
+
+/// A model that went into a job, and how what came out differs from it.
+struct InputDiff {
+  std::string model;
+  DiffReport diff;
+};
+/// what: "merge". inputs: may be empty.
+WEFT_API void write_report(const JobReport& job, const std::string& what, std::span<const InputDiff> inputs, const std::filesystem::path& output);
+
+}  // namespace weft
