@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 #include <fstream>
+#include <map>
 #include <set>
 #include <vector>
 
@@ -88,45 +89,107 @@ TEST(BlockCodecs, all_golden_blocks_decode_to_the_reference_s_bits) {
   EXPECT_GT(count, 250);
 }
 
-TEST(BlockCodecs, all_golden_matrices_encode_to_the_reference_s_bytes_where_there_is_an_encoder) {
+std::vector<float> floats_of(const testing::GoldenTensor& tensor) {
+  std::vector<float> values(tensor.bytes.size() / sizeof(float));
+  std::memcpy(values.data(), tensor.bytes.data(), values.size() * sizeof(float));
+  return values;
+}
+
+/// Rows of `columns` values, encoded one by one.
+std::vector<std::uint8_t> encoded(const BlockCodec& codec, std::span<const float> values, std::size_t columns, std::span<const float> weights) {
+  const std::size_t row_bytes = columns / codec.block_elements * codec.block_bytes;
+  std::vector<std::uint8_t> out(values.size() / columns * row_bytes);
+  for (std::size_t row = 0; row < values.size() / columns; ++row)
+    codec.encode_row(values.subspan(row * columns, columns), {weights}, out.data() + row * row_bytes);
+  return out;
+}
+
+/// Every matrix through every type, with and without weights, against the reference's own bytes: blocks that its compilers disagree about and those
+/// that its own check refuses are left out.
+TEST(BlockCodecs, all_golden_matrices_encode_to_the_reference_s_bytes) {
   const fs::path root = fs::path(WEFT_SOURCE_DIR) / "../shared/golden/quantize";
   if (!fs::exists(root)) GTEST_SKIP() << "no reference data at " << root;
   const testing::GoldenModel blocks = testing::read_safetensors(root / "ggml_blocks.safetensors");
   const Json golden = read_json_file(root / "ggml_blocks.json");
-  int count = 0;
+  std::map<std::string, int> cases;
   for (const auto& [matrix, entry] : *golden.object()) {
     const testing::GoldenTensor& x = blocks.at(matrix + ".x");
-    std::vector<float> values(x.bytes.size() / 4);
-    std::memcpy(values.data(), x.bytes.data(), x.bytes.size());
+    const std::vector<float> values = floats_of(x);
+    const std::vector<float> weights = floats_of(blocks.at(matrix + ".w"));
     const std::size_t columns = static_cast<std::size_t>(x.shape.back());
     for (const BlockCodec& codec : block_codecs()) {
       const Json* type = entry.find("types")->find(codec.name);
-      if (codec.encode_row == nullptr || type == nullptr || *type->find("plain")->find("byte_stable")->string() != "all") continue;
-      std::vector<std::uint8_t> out(values.size() / codec.block_elements * codec.block_bytes);
-      for (std::size_t row = 0; row < values.size() / columns; ++row)
-        codec.encode_row(std::span(values).subspan(row * columns, columns), {},
-                         out.data() + row * (columns / codec.block_elements * codec.block_bytes));
-      EXPECT_EQ(testing::sha256(std::as_bytes(std::span(out))), *type->find("plain")->find("sha256")->string()) << matrix << " as " << codec.name;
-      ++count;
+      if (codec.encode_row == nullptr || type == nullptr) continue;
+      for (const std::string kind : {"plain", "weighted"}) {
+        const Json* golden_case = type->find(kind);
+        if (golden_case == nullptr || *golden_case->find("byte_stable")->string() == "no" || !*golden_case->find("valid")->boolean()) continue;
+        const std::vector<std::uint8_t> out = encoded(codec, values, columns, kind == "plain" ? std::span<const float>() : weights);
+        EXPECT_EQ(testing::sha256(std::as_bytes(std::span(out))), *golden_case->find("sha256")->string())
+            << matrix << " as " << codec.name << ", " << kind;
+        ++cases[std::string(codec.name)];
+      }
     }
   }
-  EXPECT_GE(count, 5);
+  EXPECT_EQ(cases.size(), 25u);
+  for (const auto& [name, count] : cases) EXPECT_GE(count, name == "Q8_0" || name == "MXFP4" ? 12 : 7) << name;
 }
 
 /// The generator of the format's own check values.
-std::vector<float> check_values() {
+struct CheckValues {
+  std::vector<float> x;        ///< 2 rows of 512
+  std::vector<float> weights;  ///< 512
+};
+CheckValues check_values() {
   std::uint32_t s = 12345;
   const auto r = [&s] {
     s = s * 1664525 + 1013904223;
     return static_cast<double>(s >> 16);
   };
-  std::vector<float> x;
-  for (int k = 0; k < 1024; ++k) x.push_back(static_cast<float>((r() + r() + r() + r() - 131070) / 65536));
-  return x;
+  CheckValues values;
+  for (int k = 0; k < 1024; ++k) values.x.push_back(static_cast<float>((r() + r() + r() + r() - 131070) / 65536));
+  for (int k = 0; k < 512; ++k) values.weights.push_back(static_cast<float>((r() + 4096) / 65536));
+  return values;
+}
+
+/// Hashes of what llama.cpp's ggml_quantize_chunk makes of the check values (ggml 0.25.3, x86-64).
+TEST(BlockCodecs, the_check_values_encode_to_the_reference_s_bytes_in_every_type) {
+  const CheckValues values = check_values();
+  std::ifstream file(fs::path(WEFT_SOURCE_DIR) / "tests/data/ggml_encoded.txt");
+  std::string name, kind, hash;
+  int count = 0;
+  while (file >> name >> kind >> hash) {
+    const BlockCodec* codec = find_block_codec(name);
+    ASSERT_NE(codec, nullptr) << name;
+    const std::vector<std::uint8_t> out = encoded(*codec, values.x, 512, kind == "plain" ? std::span<const float>() : values.weights);
+    EXPECT_EQ(testing::sha256(std::as_bytes(std::span(out))), hash) << name << ", " << kind;
+    ++count;
+  }
+  EXPECT_EQ(count, 47);
+}
+
+/// Whatever values come, an encoder writes its own bytes and nothing else, and ends.
+TEST(BlockCodecs, no_encoder_minds_values_and_weights_that_make_no_sense) {
+  const float odd[] = {std::nanf(""), INFINITY, -INFINITY, 3e38F, -3e38F, 1e-45F, -1e-38F, 0.0F, -0.0F, 1.0F};
+  for (const BlockCodec& codec : block_codecs()) {
+    if (codec.encode_row == nullptr) continue;
+    std::vector<float> x(512), w(512);
+    for (std::size_t shift = 0; shift < 20; ++shift) {
+      for (std::size_t i = 0; i < 512; ++i) {
+        x[i] = shift < 10 ? odd[shift] : odd[(i * (shift - 8) + i / 7) % 10];
+        w[i] = odd[(i * 3 + shift) % 10];
+      }
+      const std::size_t size = 512 / codec.block_elements * codec.block_bytes;
+      for (const bool weighted : {false, true}) {
+        std::vector<std::uint8_t> out(size + 1, 0xA5);
+        codec.encode_row(x, {weighted ? std::span<const float>(w) : std::span<const float>()}, out.data());
+        EXPECT_EQ(out.back(), 0xA5) << codec.name;
+      }
+    }
+  }
 }
 
 TEST(BlockCodecs, q8_0_encodes_to_the_reference_s_bytes) {
-  const std::vector<float> x = check_values();
+  const std::vector<float> x = check_values().x;
   ASSERT_EQ(x[0], -0.78497314453125F);
   const BlockCodec& codec = *find_block_codec("Q8_0");
   std::vector<std::uint8_t> out(1024 / 32 * 34);
