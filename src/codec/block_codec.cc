@@ -38,7 +38,7 @@ constexpr std::array kTable = {
     BlockCodec{12, "Q4_K", 256, 144, kTwoHalves0, math::decode_q4_k, detail::encode_q4_k},
     BlockCodec{13, "Q5_K", 256, 176, kTwoHalves0, math::decode_q5_k, detail::encode_q5_k},
     BlockCodec{14, "Q6_K", 256, 210, kQ6K, math::decode_q6_k, detail::encode_q6_k},
-    BlockCodec{15, "Q8_K", 256, 292, kQ8K, detail::decode_q8_k, detail::encode_q8_k},
+    BlockCodec{15, "Q8_K", 256, 292, kQ8K, detail::decode_q8_k, nullptr},
     BlockCodec{16, "IQ2_XXS", 256, 66, kIq2Xxs, detail::decode_iq2_xxs, detail::encode_iq2_xxs},
     BlockCodec{17, "IQ2_XS", 256, 74, kIq2Xs, detail::decode_iq2_xs, detail::encode_iq2_xs},
     BlockCodec{18, "IQ3_XXS", 256, 98, kIq3Xxs, detail::decode_iq3_xxs, detail::encode_iq3_xxs},

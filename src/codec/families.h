@@ -21,7 +21,6 @@ void encode_q3_k(std::span<const float> row, const Metric& metric, std::uint8_t*
 void encode_q4_k(std::span<const float> row, const Metric& metric, std::uint8_t* out);
 void encode_q5_k(std::span<const float> row, const Metric& metric, std::uint8_t* out);
 void encode_q6_k(std::span<const float> row, const Metric& metric, std::uint8_t* out);
-void encode_q8_k(std::span<const float> row, const Metric& metric, std::uint8_t* out);
 
 // fp4_blocks.cc
 void decode_mxfp4(const std::uint8_t* blocks, std::size_t num_blocks, float* out);

@@ -4,7 +4,6 @@
 #include "codec/read_fields.h"
 #include "math/blocks.h"
 #include "math/encode_blocks.h"
-#include "math/quant_search.h"
 
 // Plain integer grids with one scale a block. Q8_1 and Q8_K hold activations; files do not have them, but their ids are valid.
 namespace weft::codec::detail {
@@ -138,33 +137,6 @@ void encode_q5_k(std::span<const float> row, const Metric& metric, std::uint8_t*
 }
 void encode_q6_k(std::span<const float> row, const Metric& metric, std::uint8_t* out) {
   math::encode_q6_k(row.data(), weights_of(metric), row.size() / 256, out);
-}
-
-void encode_q8_k(std::span<const float> row, const Metric&, std::uint8_t* out) {
-  for (std::size_t b = 0; b < row.size() / 256; ++b, out += 292) {
-    const float* x = row.data() + 256 * b;
-    float largest = 0;
-    float magnitude = 0;
-    for (int i = 0; i < 256; ++i)
-      if (std::fabs(x[i]) > magnitude) {
-        magnitude = std::fabs(x[i]);
-        largest = x[i];
-      }
-    const float inverse = largest != 0 ? -127.0F / largest : 0.0F;
-    std::memset(out, 0, 292);
-    if (inverse == 0 || !std::isfinite(inverse)) continue;
-    put_u32(std::bit_cast<std::uint32_t>(1.0F / inverse), out);
-    for (int part = 0; part < 16; ++part) {
-      int sum = 0;
-      for (int i = 16 * part; i < 16 * part + 16; ++i) {
-        const std::int32_t nearest = math::nearest_int(inverse * x[i]);
-        const auto code = static_cast<std::int8_t>(nearest < 127 ? nearest : 127);
-        out[4 + i] = static_cast<std::uint8_t>(code);
-        sum += code;
-      }
-      put_u16(static_cast<std::uint16_t>(sum), out + 260 + 2 * part);
-    }
-  }
 }
 
 }  // namespace weft::codec::detail

@@ -188,7 +188,7 @@ TEST(GgufConvert, types_are_those_asked_for_and_norms_stay_float32) {
   options.chunk_bytes = 16 * 1024;
   (void)convert(model, folder / "again.gguf", options);
   EXPECT_EQ(testing::read_file(folder / "again.gguf"), testing::read_file(folder / "q8.gguf"));
-  options.block_type = "Q4_K";
+  options.block_type = "Q8_1";
   EXPECT_WEFT_ERROR(convert(model, folder / "no.gguf", options), invalid_argument, "types: float32");
 }
 
