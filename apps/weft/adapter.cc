@@ -14,7 +14,7 @@
 namespace weft::app {
 namespace {
 
-constexpr const char* kAdapterHelp = "a folder with adapter_config.json, or org/name[@revision] in the local cache";
+constexpr const char* kAdapterHelp = "a folder with adapter_config.json, a LoRA in a .gguf file, or org/name[@revision] in the local cache";
 
 double number_argument(const std::string& text, const std::string& option) {
   double value = 0;
@@ -244,7 +244,7 @@ Command adapter_fold_command() {
   command.example = "weft adapter fold models/tiny-base models/tiny-german-lora out/tiny-folded";
   command.positional("MODEL", arguments->model, kModelHelp);
   command.positional("ADAPTER", arguments->adapter, kAdapterHelp);
-  command.positional("OUT", arguments->output, "a folder or a .safetensors file that does not exist");
+  command.positional("OUT", arguments->output, "a folder, or a .safetensors or .gguf file, that does not exist");
   command.group("Folding");
   command.value({"--scale"}, "X", arguments->scale, "go this part of the way from MODEL to the folded model; below 0 away from it").default_text =
       "1";
@@ -348,18 +348,18 @@ Command adapter_convert_command() {
   command.name = "adapter convert";
   command.family = "Make";
   command.summary = "give a LoRA adapter the names of another tool";
-  command.synopsis = "ADAPTER OUT --to peft|kohya|diffusers [OPTION]...";
+  command.synopsis = "ADAPTER OUT --to peft|gguf|kohya|diffusers [OPTION]...";
   command.description =
-      "ADAPTER is a folder that PEFT wrote or a single .safetensors file with the names of kohya's scripts or of diffusers. kohya's names lose the "
-      "dots of modules; to get them back "
-      "name the model with --base.";
+      "ADAPTER is a folder that PEFT wrote, a GGUF file as llama.cpp's converter writes it, or a single .safetensors file with the names of kohya's "
+      "scripts or of diffusers. kohya's names lose the dots of modules, and llama.cpp orders the rows of some matrices by heads: for both name the "
+      "model with --base.";
   command.example = "weft adapter convert models/tiny-german-lora out/german.safetensors --to kohya";
-  command.positional("ADAPTER", arguments->adapter, "a folder with adapter_config.json, or a .safetensors file");
-  command.positional("OUT", arguments->output, "a folder for peft, else a .safetensors file");
+  command.positional("ADAPTER", arguments->adapter, "a folder with adapter_config.json, or a .gguf or .safetensors file");
+  command.positional("OUT", arguments->output, "a folder for peft, a .gguf file for gguf, else a .safetensors file");
   command.group("Converting");
   Option& to = command.value({"--to"}, "FORM", arguments->to, "whose names");
   to.kind = ValueKind::choice;
-  to.choices = {"peft", "kohya", "diffusers"};
+  to.choices = {"peft", "gguf", "kohya", "diffusers"};
   to.required = true;
   command.value({"--base"}, "MODEL", arguments->base, "the model whose modules the names mean");
   add_file_options(command, arguments->common);

@@ -3,6 +3,7 @@
 #include <optional>
 #include <string>
 
+#include "adapt/folded_model.h"
 #include "base/file.h"
 #include "checkpoint/model_folder.h"
 #include "commands.h"
@@ -36,7 +37,7 @@ std::string template_argument(const std::string& text) {
 int run_chat(const Arguments& arguments) {
   if (arguments.file.empty() && arguments.message.empty())
     throw Error(ErrorCode::invalid_argument, "no conversation", {.key = "--file"}, "give --file FILE (- for standard input) or --message TEXT");
-  const fs::path path = resolve_model(arguments.model).path;
+  const fs::path path = resolve_model(adapt::split_adapters(arguments.model).model).path;
   const model::Tokenizer tokenizer = model::Tokenizer::open(path);
   const fs::path folder = path_kind(path) == PathKind::folder ? path : path.parent_path();
   std::string source;

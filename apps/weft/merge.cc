@@ -281,7 +281,7 @@ Command make_command(Flavour flavour) {
     command.group("Merging");
     command.path({"--out-path"}, "OUT", arguments->output, "where the result of the config without a name goes");
   } else {
-    command.positional("OUT", arguments->output, flavour == Flavour::weft ? "the folder to make" : "the folder to write into");
+    command.positional("OUT", arguments->output, flavour == Flavour::weft ? "the folder to make, or a .safetensors or .gguf file" : "the folder to write into");
   }
   declare_options(command, *arguments);
   command.run = [arguments] { return run_merge(*arguments); };

@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "adapt/folded_model.h"
 #include "base/text.h"
 #include "checkpoint/model_folder.h"
 #include "commands.h"
@@ -176,7 +177,7 @@ void decode_lines(const Arguments& arguments, const Tokenizer& tokenizer) {
 int run_tokenize(const Arguments& arguments) {
   if (arguments.file.empty() && arguments.texts.empty())
     throw Error(ErrorCode::invalid_argument, "nothing to tokenize", {.key = "--file"}, "give --file FILE (- for standard input) or --text TEXT");
-  const Tokenizer tokenizer = Tokenizer::open(resolve_model(arguments.model).path);
+  const Tokenizer tokenizer = Tokenizer::open(resolve_model(adapt::split_adapters(arguments.model).model).path);
   arguments.decode ? decode_lines(arguments, tokenizer) : encode_lines(arguments, tokenizer);
   return 0;
 }

@@ -30,7 +30,7 @@ struct AdapterInfo {
   };
   std::vector<Module> modules;
 };
-/// adapter: a folder with adapter_config.json, or a hub id in the local cache. Errors: not_found, corrupt, unsupported.
+/// adapter: a folder with adapter_config.json, a LoRA in a GGUF file, or a hub id in the local cache. Errors: not_found, corrupt, unsupported.
 [[nodiscard]] WEFT_API AdapterInfo inspect_adapter(std::string_view adapter);
 
 struct FoldAdapterOptions : ConvertOptions {
@@ -78,8 +78,9 @@ struct CombineOptions : JobOptions {
 /// The adapter with its effect multiplied. Errors: unsupported for kinds whose effect is no product.
 [[nodiscard]] WEFT_API JobReport scale_adapter(std::string_view adapter, const std::filesystem::path& output, double factor, const JobOptions& options = {});
 
-/// The same LoRA under the names of another tool. to: "peft" (a folder), "kohya", "diffusers" (a .safetensors file).
-/// base: a model whose names tell apart what kohya's names do not (needed from kohya to peft). Errors: unsupported, invalid_argument.
+/// The same LoRA under the names of another tool. to: "peft" (a folder), "gguf" (a file for llama.cpp), "kohya", "diffusers" (a .safetensors
+/// file). base: a model whose names tell apart what kohya's names do not, and whose config tells how llama.cpp orders rows (needed from kohya and to and
+/// from GGUF). Errors: unsupported, invalid_argument.
 [[nodiscard]] WEFT_API JobReport convert_adapter(std::string_view adapter, const std::filesystem::path& output, std::string_view to, std::string_view base,
                                                  const JobOptions& options = {});
 

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <span>
 
+#include "adapt/gguf_lora.h"
 #include "base/check.h"
 #include "base/file.h"
 #include "base/text.h"
@@ -291,6 +292,7 @@ Adapter open_adapter(const fs::path& path) {
   Adapter adapter;
   adapter.path = path;
   const bool is_file = path_kind(path) == PathKind::file;
+  if (is_file && is_gguf_file(path)) return open_gguf_lora(path);
   const fs::path folder = !is_file ? path : path.has_parent_path() ? path.parent_path() : fs::path(".");
   if (path_kind(folder / "adapter_config.json") == PathKind::nothing)
     throw Error(ErrorCode::not_found, "there is no adapter_config.json, so this is no adapter that PEFT wrote", {.file = path.string()},

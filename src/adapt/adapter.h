@@ -31,6 +31,7 @@ struct Adapter {
   std::shared_ptr<const Checkpoint> tensors;
   std::vector<AdapterModule> modules;               ///< in order of name
   std::map<std::string, const TensorInfo*> shared;  ///< of all modules: "vera_A"
+  std::string gguf_architecture = {};  ///< of a LoRA in a GGUF file, whose modules have llama.cpp's names: "llama"; see gguf_lora.h
 
   [[nodiscard]] bool flag(std::string_view key) const;  ///< false when absent or null
   [[nodiscard]] std::optional<double> number(std::string_view key) const;
@@ -46,7 +47,7 @@ struct Adapter {
 
 /// Whether a folder holds an adapter.
 [[nodiscard]] bool is_adapter(const std::filesystem::path& path);
-/// path: a folder with adapter_config.json and adapter_model.safetensors or .bin, or the weights beside their config.
+/// path: a folder with adapter_config.json and adapter_model.safetensors or .bin, the weights beside their config, or a LoRA in a GGUF file.
 /// Errors: not_found, corrupt (a config that makes no sense, one module twice), unsupported (kinds that change no weights, settings that are not
 /// known).
 [[nodiscard]] Adapter open_adapter(const std::filesystem::path& path);

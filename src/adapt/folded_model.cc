@@ -16,9 +16,11 @@
 #include <unordered_map>
 
 #include "adapt/fold.h"
+#include "adapt/gguf_lora.h"
 #include "base/check.h"
 #include "base/file.h"
 #include "base/text.h"
+#include "checkpoint/gguf.h"
 #include "checkpoint/model_folder.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/tensor_view.h"
@@ -36,8 +38,16 @@ constexpr std::size_t kMaxLayers = 100'000;
 
 bool is_plain_float(DType dtype) { return dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16 || dtype == DType::f64; }
 
-/// config.json beside a model's weights.
+std::shared_ptr<const model::HuggingFaceModel> held_of(const Checkpoint& checkpoint);
+
+/// config.json beside a model's weights, or that of the model in a GGUF file.
 std::optional<Json> config_of(const Checkpoint& checkpoint) {
+  if (const auto held = held_of(checkpoint)) {
+    Json config = held->config;
+    std::vector<std::string> ignored;
+    follow_in_config(checkpoint, config, ignored);
+    return config;
+  }
   const fs::path folder = path_kind(checkpoint.path()) == PathKind::folder ? checkpoint.path() : checkpoint.path().parent_path();
   if (path_kind(folder / "config.json") != PathKind::file) return std::nullopt;
   Json config = read_json_file(folder / "config.json");
@@ -64,6 +74,7 @@ struct Entry {
   std::optional<TensorRef> unfolded;  ///< the model's own, to stop on the way between the two; only when that is asked for
   MakeFold make;
   std::uint64_t rows = 0, columns = 0;
+  bool replaced = false;  ///< the source is no tensor of the model of that name
 };
 
 class FoldedCheckpoint final : public Checkpoint {
@@ -71,13 +82,24 @@ class FoldedCheckpoint final : public Checkpoint {
   FoldedCheckpoint(std::shared_ptr<const Checkpoint> base, std::shared_ptr<const Adapter> adapter, const FoldOptions& options)
       : base_(std::move(base)), adapter_(std::move(adapter)), options_(options) {
     container_ = "view";
+    warnings_.assign(base_->warnings().begin(), base_->warnings().end());
+    held_ = held_of(*base_);
+    if (as_gguf(*base_) != nullptr) {
+      held_ = std::make_shared<const model::HuggingFaceModel>(model::hugging_face_model(base_));
+      base_ = held_->checkpoint;
+      warnings_.insert(warnings_.end(), held_->warnings.begin(), held_->warnings.end());
+    }
     path_ = base_->path();
     metadata_ = base_->metadata();
     files_.assign(base_->files().begin(), base_->files().end());
-    warnings_.assign(base_->warnings().begin(), base_->warnings().end());
+    if (held_ && !dynamic_cast<const FoldedCheckpoint*>(base_.get()))
+      config_ = held_->config;
+    else
+      config_ = config_of(*base_);
+    if (!adapter_->gguf_architecture.empty())
+      adapter_ = std::make_shared<const Adapter>(hugging_face_lora(*adapter_, config_ ? &*config_ : nullptr));
     const auto adapter_file = static_cast<std::uint32_t>(files_.size());
     files_.insert(files_.end(), adapter_->tensors->files().begin(), adapter_->tensors->files().end());
-    config_ = config_of(*base_);
     check_start();
     std::shared_ptr<const Checkpoint> model = replicate_layers();
     find_head(*model);
@@ -141,6 +163,14 @@ class FoldedCheckpoint final : public Checkpoint {
   }
 
   [[nodiscard]] const FoldSummary& summary() const noexcept { return summary_; }
+  [[nodiscard]] const std::shared_ptr<const model::HuggingFaceModel>& held() const noexcept { return held_; }
+  [[nodiscard]] bool repeats_layers() const { return !layers_.empty() || adapt::repeats_layers(*base_); }
+  [[nodiscard]] bool changes(std::string_view name) const {
+    const TensorInfo* own = find_tensor(name);
+    if (own == nullptr) return false;
+    const Entry& entry = entries_[static_cast<std::size_t>(own - tensors_.data())];
+    return entry.make != nullptr || entry.replaced || is_changed(*base_, entry.source.tensor->name);
+  }
 
   void edit(Json& config, std::vector<std::string>& warnings) const {
     follow_in_config(*base_, config, warnings);
@@ -354,6 +384,7 @@ class FoldedCheckpoint final : public Checkpoint {
       head.name = head_;
       const auto change = changes.find(head_);
       add_entry({model, &embedding}, head, change == changes.end() ? nullptr : &change->second, adapter_file);
+      entries_.back().replaced = true;
     }
     for (const TensorInfo& tensor : tensors_)
       if (tensor.name == embedding_ && config_ && !tensor.shape.empty() && tensor.shape[0] != model->tensor(embedding_).shape[0])
@@ -398,6 +429,7 @@ class FoldedCheckpoint final : public Checkpoint {
             tensor.name, "fold it into the model from before quantization");
       if (change->replacement) {
         entry.source = *change->replacement;
+        entry.replaced = true;
         if (entry.source.tensor->shape != tensor.shape) {
           tensor.shape = entry.source.tensor->shape;
           tensor.num_elements = entry.source.tensor->num_elements;
@@ -489,6 +521,7 @@ class FoldedCheckpoint final : public Checkpoint {
   }
 
   std::shared_ptr<const Checkpoint> base_;
+  std::shared_ptr<const model::HuggingFaceModel> held_;  ///< where the model is in a GGUF file
   std::shared_ptr<const Adapter> adapter_;
   FoldOptions options_;
   std::optional<Json> config_;
@@ -506,6 +539,11 @@ class FoldedCheckpoint final : public Checkpoint {
   mutable std::unordered_map<std::size_t, std::pair<std::shared_ptr<const Fold>, std::list<std::size_t>::iterator>> cached_;
   mutable std::uint64_t held_bytes_ = 0;
 };
+
+std::shared_ptr<const model::HuggingFaceModel> held_of(const Checkpoint& checkpoint) {
+  const auto* folded = dynamic_cast<const FoldedCheckpoint*>(&checkpoint);
+  return folded == nullptr ? nullptr : folded->held();
+}
 
 }  // namespace
 
@@ -525,6 +563,27 @@ std::optional<FoldSummary> fold_summary(const Checkpoint& checkpoint) {
 
 void follow_in_config(const Checkpoint& checkpoint, Json& config, std::vector<std::string>& warnings) {
   if (const auto* folded = dynamic_cast<const FoldedCheckpoint*>(&checkpoint)) folded->edit(config, warnings);
+}
+
+bool is_changed(const Checkpoint& checkpoint, std::string_view tensor) {
+  const auto* folded = dynamic_cast<const FoldedCheckpoint*>(&checkpoint);
+  return folded != nullptr && folded->changes(tensor);
+}
+
+bool repeats_layers(const Checkpoint& checkpoint) {
+  const auto* folded = dynamic_cast<const FoldedCheckpoint*>(&checkpoint);
+  return folded != nullptr && folded->repeats_layers();
+}
+
+std::optional<model::HuggingFaceModel> held_model(const std::shared_ptr<const Checkpoint>& checkpoint) {
+  if (as_gguf(*checkpoint) != nullptr) return model::hugging_face_model(checkpoint);
+  const auto held = held_of(*checkpoint);
+  if (held == nullptr) return std::nullopt;
+  model::HuggingFaceModel model = *held;
+  model.checkpoint = checkpoint;
+  model.warnings.clear();  // the folded checkpoint has them
+  follow_in_config(*checkpoint, model.config, model.warnings);
+  return model;
 }
 
 ModelWithAdapters split_adapters(std::string_view model) {

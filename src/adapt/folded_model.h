@@ -8,6 +8,7 @@
 
 #include "adapt/adapter.h"
 #include "checkpoint/json.h"
+#include "model/gguf_model.h"
 #include "weft/checkpoint.h"
 
 // A model with an adapter folded into it, as a view: the tensors that the adapter changes are computed row by row when they are read.
@@ -38,6 +39,14 @@ struct FoldSummary {
 /// Makes a config.json of the model say what the folded one is (a head of its own, more tokens, more layers). Leaves it alone for any other
 /// checkpoint.
 void follow_in_config(const Checkpoint& checkpoint, Json& config, std::vector<std::string>& warnings);
+
+/// Whether folding gives a tensor of a folded model other values than its base has.
+[[nodiscard]] bool is_changed(const Checkpoint& checkpoint, std::string_view tensor);
+/// Whether an adapter has made more layers of the model's (layer_replication).
+[[nodiscard]] bool repeats_layers(const Checkpoint& checkpoint);
+/// A GGUF file, alone or with adapters folded in, as the Hugging Face model that it holds; its config follows the adapters. Nothing for any other
+/// checkpoint, whose config and small files lie beside its weights.
+[[nodiscard]] std::optional<model::HuggingFaceModel> held_model(const std::shared_ptr<const Checkpoint>& checkpoint);
 
 /// "MODEL+ADAPTER[+ADAPTER]" taken apart; an existing path is never cut. The model alone when there is no adapter.
 struct ModelWithAdapters {

@@ -46,8 +46,14 @@ StoredTensor stored(std::string name, const Values& values) {
 }  // namespace
 
 Lora read_lora(const Adapter& adapter) {
+  if (!adapter.gguf_architecture.empty())
+    throw adapter.error(ErrorCode::unsupported, "the adapter is a GGUF file, with llama.cpp's names and order of rows", {},
+                        "convert it first: weft adapter convert ADAPTER OUT --to peft --base MODEL");
   if (adapter.kind != "LORA")
     throw adapter.error(ErrorCode::unsupported, fmt::format("this works on LoRA adapters; the adapter is of the kind {}", adapter.kind), {},
+                        "fold it into its model instead");
+  if (const Json* parameters = adapter.config.find("target_parameters"); parameters && parameters->array() && !parameters->array()->empty())
+    throw adapter.error(ErrorCode::unsupported, "the adapter changes parameters that are no modules (target_parameters)", {},
                         "fold it into its model instead");
   Lora lora;
   lora.config = adapter.config;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "adapt/adapter.h"
+#include "checkpoint/gguf_header.h"
 #include "checkpoint/json.h"
 
 // LoRA adapters in memory: taken apart, made, written.
@@ -55,7 +56,8 @@ struct StoredTensor {
 };
 struct StoredAdapter {
   std::vector<StoredTensor> tensors;
-  Json config;  ///< sorted keys; null where the form has none
+  Json config;                       ///< sorted keys; null where the form has none
+  std::optional<GgufMetadata> gguf;  ///< of a GGUF file
 };
 /// In PEFT's form: rank, alpha and their patterns are set so that every module has its scale.
 [[nodiscard]] StoredAdapter store_lora(const Lora& lora);

@@ -145,7 +145,7 @@ StoredAdapter store_named_lora(const Lora& lora, std::string_view to, std::vecto
   if (to == "peft") return store_lora(lora);
   if (to != "kohya" && to != "diffusers")
     throw Error(ErrorCode::invalid_argument, fmt::format("'{}' is no form of an adapter that weft writes", printable(to)), {.key = "to"},
-                "there are peft, kohya and diffusers");
+                "there are peft, gguf, kohya and diffusers");
   if (!lora.saved.empty())
     throw Error(ErrorCode::unsupported,
                 fmt::format("the names of {} have no place for tensors that are saved whole ('{}')", to, printable(lora.saved.front().name)),

@@ -11,15 +11,18 @@
 #include <set>
 
 #include "adapt/folded_model.h"
+#include "adapt/gguf_lora.h"
 #include "adapt/lora.h"
 #include "adapt/lora_names.h"
 #include "base/budget.h"
 #include "base/check.h"
 #include "base/file.h"
 #include "base/text.h"
+#include "checkpoint/gguf_writer.h"
 #include "checkpoint/model_folder.h"
 #include "checkpoint/output.h"
 #include "engine/convert_job.h"
+#include "engine/gguf_output.h"
 #include "engine/model_config.h"
 #include "engine/units.h"
 #include "math/convert.h"
@@ -73,7 +76,15 @@ void write_adapter(const adapt::StoredAdapter& adapter, const fs::path& output, 
   const bool is_folder = !adapter.config.is_null();
   std::vector<TensorSpec> specs;
   for (const adapt::StoredTensor& tensor : adapter.tensors) specs.push_back({tensor.name, tensor.dtype, tensor.shape});
-  OutputLayout layout = plan_safetensors(specs, 0, {{"format", "pt"}}, "adapter_model");
+  OutputLayout layout;
+  if (adapter.gguf) {
+    std::vector<GgufTensorSpec> tensors;
+    for (const adapt::StoredTensor& tensor : adapter.tensors)
+      tensors.push_back({tensor.name, gguf_type_of(tensor.dtype).value(), nullptr, tensor.dtype, tensor.shape});
+    layout = plan_gguf(tensors, *adapter.gguf, 0, output.stem().string());
+  } else {
+    layout = plan_safetensors(specs, 0, {{"format", "pt"}}, "adapter_model");
+  }
   if (!is_folder) layout.files.front().name = output.filename().string();
   report.output = output;
   report.dry_run = options.dry_run;
@@ -131,13 +142,29 @@ std::vector<float> read_values(const Checkpoint& checkpoint, const TensorInfo& t
   return values;
 }
 
+/// A model with Hugging Face's names, whatever holds it, and its config.
+std::shared_ptr<const Checkpoint> open_as_hugging_face(std::string_view model, std::optional<Json>* config = nullptr) {
+  std::shared_ptr<const Checkpoint> checkpoint = open_checkpoint(model);
+  if (std::optional<model::HuggingFaceModel> held = adapt::held_model(checkpoint)) {
+    if (config != nullptr) *config = std::move(held->config);
+    return held->checkpoint;
+  }
+  if (config == nullptr) return checkpoint;
+  if (const std::optional<fs::path> folder = folder_of_model(checkpoint->path())) *config = read_model_config(*folder);
+  if (config->has_value()) {
+    std::vector<std::string> ignored;
+    adapt::follow_in_config(*checkpoint, **config, ignored);
+  }
+  return checkpoint;
+}
+
 class Extraction {
  public:
   Extraction(std::string_view base, std::string_view tuned, const ExtractOptions& options)
       : options_(options),
         base_name_(base),
-        base_(open_checkpoint(base)),
-        tuned_(open_checkpoint(tuned)),
+        base_(open_as_hugging_face(base)),
+        tuned_(open_as_hugging_face(tuned, &config_)),
         modules_(options.modules, "--modules"),
         exclude_(options.exclude, "--exclude") {
     if (!options.rank && !options.energy)
@@ -146,7 +173,6 @@ class Extraction {
     if (options.energy && !(*options.energy > 0 && *options.energy <= 1))
       throw Error(ErrorCode::invalid_argument, fmt::format("the energy {} is no share above 0 and at most 1", *options.energy), {.key = "energy"});
     limit_ = {options.rank, options.energy, options.smallest};
-    if (const std::optional<fs::path> folder = folder_of_model(tuned_->path())) config_ = read_model_config(*folder);
     if (config_) {
       architecture_ = model::find_architecture(*config_);
       const Json* type = config_->find("model_type");
@@ -372,10 +398,10 @@ class Extraction {
 
   const ExtractOptions& options_;
   std::string base_name_;
+  std::optional<Json> config_;  ///< of the tuned model
   std::shared_ptr<const Checkpoint> base_, tuned_;
   NamePattern modules_, exclude_;
   adapt::RankLimit limit_;
-  std::optional<Json> config_;
   const model::Architecture* architecture_ = nullptr;
   bool transposed_ = false;
   std::vector<Task> tasks_;
@@ -412,7 +438,9 @@ AdapterInfo inspect_adapter(std::string_view name) {
       row.num_parameters += tensor->num_elements;
       if (part != "weight" && part != "bias" && !part.empty() && !part.starts_with("base_layer.")) row.replaces = false;
       if ((part == "lora_A" || part == "lora_embedding_A" || part == "hira_A" || part == "delora_A") && !tensor->shape.empty()) {
-        row.rank = static_cast<std::uint64_t>(tensor->shape[0]);
+        // GGUF files stack the matrices of experts.
+        const std::size_t axis = adapter.gguf_architecture.empty() || tensor->shape.size() < 3 ? 0 : 1;
+        row.rank = static_cast<std::uint64_t>(tensor->shape[axis]);
         if (part.starts_with("lora") && adapter.kind == "LORA") {
           const double rank = adapter.rank_of(module.name);
           row.scale = adapter.alpha_of(module.name) / (adapter.flag("use_rslora") ? std::sqrt(rank) : rank);
@@ -481,6 +509,8 @@ JobReport scale_adapter(std::string_view name, const fs::path& output, double fa
   if (!std::isfinite(factor)) throw Error(ErrorCode::invalid_argument, "the factor must be a finite number", {.key = "X"});
   const adapt::Adapter adapter = open_named(name);
   refuse_input_as_output(output, adapter.path);
+  if (!adapter.gguf_architecture.empty())
+    throw adapter.error(ErrorCode::unsupported, "the adapter is a GGUF file", {}, "convert it first, or use 'weft adapter fold --scale'");
   static const std::set<std::string> kByAlpha = {"LORA", "LOHA", "LOKR", "GRALORA", "RANDLORA"};
   if (!kByAlpha.contains(adapter.kind) || adapter.flag("use_dora"))
     throw adapter.error(ErrorCode::unsupported,
@@ -527,14 +557,35 @@ JobReport convert_adapter(std::string_view name, const fs::path& output, std::st
   JobReport report;
   std::vector<std::string> warnings;
   std::vector<std::string> modules;
+  std::optional<Json> config;
   if (!base.empty()) {
-    const std::shared_ptr<const Checkpoint> model = open_checkpoint(base);
+    const std::shared_ptr<const Checkpoint> model = open_as_hugging_face(base, &config);
     for (const TensorInfo& tensor : model->tensors())
       if (tensor.name.ends_with(".weight")) modules.push_back(tensor.name.substr(0, tensor.name.size() - 7));
   }
-  const adapt::Lora lora =
-      adapt::is_adapter(path) ? adapt::read_lora(adapt::open_adapter(path)) : adapt::read_named_lora(path, modules, std::string(base), warnings);
-  const adapt::StoredAdapter stored = adapt::store_named_lora(lora, to, warnings);
+  const auto needs_base = [&](const char* why) {
+    if (config) return;
+    throw Error(ErrorCode::invalid_argument, fmt::format("{} depends on the model: its architecture and its heads", why), {.key = "base"},
+                base.empty() ? "name the model with --base MODEL" : "name a model's folder with --base");
+  };
+  adapt::Lora lora;
+  if (path_kind(path) == PathKind::file && adapt::is_gguf_file(path)) {
+    needs_base("what the tensors of a GGUF file are");
+    lora = adapt::read_lora(adapt::hugging_face_lora(adapt::open_gguf_lora(path), &*config));
+    lora.config.set("base_model_name_or_path", base);
+  } else if (adapt::is_adapter(path)) {
+    lora = adapt::read_lora(adapt::open_adapter(path));
+  } else {
+    lora = adapt::read_named_lora(path, modules, std::string(base), warnings);
+  }
+  adapt::StoredAdapter stored;
+  if (to == "gguf") {
+    needs_base("how llama.cpp names the tensors and orders their rows");
+    stored = adapt::store_gguf_lora(lora, *config, warnings);
+    stored.gguf->set("general.name", GgufValue::text(engine::title_of(output)));
+  } else {
+    stored = adapt::store_named_lora(lora, to, warnings);
+  }
   for (const adapt::StoredTensor& tensor : stored.tensors) report.bytes_read += tensor.bytes.size();
   describe(report, stored, "rename", name);
   for (std::string& text : warnings) warn(report, options, std::move(text));

@@ -38,6 +38,7 @@ DType written_type(const TensorInfo& tensor, const ConvertOptions& options) {
 engine::OutputJob job_for_gguf(const std::shared_ptr<const Checkpoint>& checkpoint, std::string_view model, const ConvertOptions& options) {
   const engine::GgufWeightType type = engine::gguf_weight_type(options.dtype, options.block_type);
   if (as_gguf(*checkpoint) != nullptr) return engine::gguf_copy_job(std::string(model), checkpoint, type);
+  if (const std::optional<model::HuggingFaceModel> folded = adapt::held_model(checkpoint)) return engine::gguf_fold_job(std::string(model), *folded, type);
   const fs::path source = checkpoint->path();
   const std::optional<fs::path> folder = folder_of_model(source);
   std::optional<Json> config = folder ? read_model_config(*folder) : std::nullopt;
@@ -71,7 +72,7 @@ OutputJob convert_job(const std::shared_ptr<const Checkpoint>& checkpoint, std::
   const fs::path source = checkpoint->path();
   // A GGUF file is converted as the Hugging Face model that it holds.
   std::optional<model::HuggingFaceModel> held;
-  if (!to_gguf && as_gguf(*checkpoint) != nullptr) held = model::hugging_face_model(checkpoint);
+  if (!to_gguf) held = adapt::held_model(checkpoint);
   const std::shared_ptr<const Checkpoint>& values = held ? held->checkpoint : checkpoint;
 
   OutputJob job;

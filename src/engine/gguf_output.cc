@@ -8,13 +8,13 @@
 #include <map>
 #include <system_error>
 
+#include "adapt/folded_model.h"
 #include "base/file.h"
 #include "base/text.h"
 #include "checkpoint/arranged_view.h"
 #include "checkpoint/gguf.h"
 #include "model/architecture.h"
 #include "model/gguf_config.h"
-#include "model/gguf_model.h"
 #include "model/gguf_names.h"
 #include "model/gguf_vocabulary.h"
 #include "weft/error.h"
@@ -107,7 +107,9 @@ Written written(std::string name, const Shape& shape, DType own, bool float32, c
   return out;
 }
 
-void add_tensor(OutputJob& job, const std::string& model, const TensorRef& source, Written what, bool checks_finite) {
+/// names: of the model's tensors that it comes from.
+void add_tensor(OutputJob& job, const std::string& model, const std::vector<std::string>& names, const TensorRef& source, Written what,
+                bool checks_finite) {
   StreamTensor tensor;
   tensor.name = what.spec.name;
   tensor.shape = source.tensor->shape;
@@ -119,12 +121,72 @@ void add_tensor(OutputJob& job, const std::string& model, const TensorRef& sourc
   described.name = what.spec.name;
   described.dtype = what.spec.codec != nullptr ? DType::f32 : what.stream;
   described.shape = what.spec.shape;
-  described.inputs = {fmt::format("{}:{}", model, source.tensor->name)};
+  for (const std::string& name : names) described.inputs.push_back(fmt::format("{}:{}", model, name));
   described.method = std::move(what.method);
   job.tensors.push_back(std::move(tensor));
   job.described.push_back(std::move(described));
   job.gguf->encodes.push_back(what.spec.codec != nullptr && what.stream == DType::f32);
   job.gguf->tensors.push_back(std::move(what.spec));
+}
+
+/// A GGUF file to a GGUF file; where `folded` has a changed tensor, that one takes the place of the file's.
+OutputJob copy_job(const std::string& name, const std::shared_ptr<const Checkpoint>& checkpoint, const GgufWeightType& type,
+                   const model::GgufTensors* folded, const std::vector<bool>& changed) {
+  const GgufCheckpoint* gguf = as_gguf(*checkpoint);
+  if (gguf == nullptr) throw Error(ErrorCode::internal, "no GGUF file", {.file = checkpoint->path().string()});
+  OutputJob job;
+  job.gguf.emplace();
+  job.gguf->metadata = gguf->whole_metadata();
+  const bool converts = type.dtype || type.codec != nullptr;
+  const std::shared_ptr<const Checkpoint> stored = make_stored_view(checkpoint);
+  std::map<std::string_view, std::size_t> in_view;
+  if (folded != nullptr)
+    for (std::size_t i = 0; i < changed.size(); ++i)
+      if (changed[i]) in_view.emplace(folded->view->tensors()[i].name, i);
+  std::uint64_t num_decoded = 0;
+  const auto add_folded = [&](std::size_t i, const codec::BlockCodec* own) {
+    const TensorInfo& info = folded->view->tensors()[i];
+    GgufWeightType wanted = type;
+    // What was decoded has more digits than its blocks had; those of 16 bits hold them well.
+    if (!converts && own != nullptr) {
+      wanted.dtype = DType::f16;
+      ++num_decoded;
+    }
+    Written what = written(info.name, info.shape, info.dtype, folded->float32[i], wanted);
+    add_tensor(job, name, folded->sources[i], {folded->view, &info}, std::move(what), true);
+  };
+  for (const TensorInfo& info : checkpoint->tensors()) {
+    const codec::BlockCodec* own = info.stored_as.empty() ? nullptr : codec::find_block_codec(info.stored_as);
+    if (const auto found = in_view.find(info.name); found != in_view.end()) {
+      add_folded(found->second, own);
+      in_view.erase(found);
+      continue;
+    }
+    // What is float32 for its own sake stays so.
+    const bool stays = !converts || !is_decodable_float(info.dtype) || model::is_float32_in_gguf(info.name, info.shape.size()) ||
+                       (own != nullptr && own == type.codec);
+    if (stays && own != nullptr) {
+      Written what;
+      what.spec = {info.name, own->ggml_id, own, DType::f32, info.shape};
+      what.stream = DType::u8;
+      what.method = "copy";
+      add_tensor(job, name, {info.name}, {stored, &stored->tensor(info.name)}, std::move(what), false);
+      continue;
+    }
+    Written what = written(info.name, info.shape, info.dtype, false, stays ? GgufWeightType{} : type);
+    const bool rounds = what.stream != info.dtype || what.spec.codec != nullptr;
+    add_tensor(job, name, {info.name}, {checkpoint, &info}, std::move(what), rounds);
+  }
+  for (const auto& [own_name, i] : in_view) {  // a head that is the embedding no more
+    const TensorInfo* embedding = checkpoint->find_tensor("token_embd.weight");
+    add_folded(i, embedding == nullptr || embedding->stored_as.empty() ? nullptr : codec::find_block_codec(embedding->stored_as));
+  }
+  if (num_decoded > 0)
+    job.warnings.push_back(fmt::format("{} tensors that the file holds in blocks were decoded to fold the adapter in, and are written as F16; --dtype "
+                                       "chooses another type for all",
+                                       num_decoded));
+  if (converts || num_decoded > 0) job.gguf->metadata.set("general.file_type", GgufValue::u32(file_type_of(job.gguf->tensors)));
+  return job;
 }
 
 }  // namespace
@@ -198,7 +260,7 @@ OutputJob gguf_job(const GgufSource& source, const GgufWeightType& type) {
     parameters += info.num_elements;
     if (info.name == "token_embd.weight" && !info.shape.empty()) rows = static_cast<std::uint64_t>(info.shape[0]);
     const bool rounds = what.stream != info.dtype || what.spec.codec != nullptr;
-    add_tensor(job, source.name, {tensors.view, &info}, std::move(what), rounds);
+    add_tensor(job, source.name, tensors.sources[i], {tensors.view, &info}, std::move(what), rounds);
   }
   GgufMetadata& metadata = job.gguf->metadata;
   metadata.set("general.architecture", GgufValue::text(family->name));
@@ -221,36 +283,33 @@ OutputJob gguf_job(const GgufSource& source, const GgufWeightType& type) {
 }
 
 OutputJob gguf_copy_job(const std::string& name, const std::shared_ptr<const Checkpoint>& checkpoint, const GgufWeightType& type) {
-  const GgufCheckpoint* gguf = as_gguf(*checkpoint);
-  if (gguf == nullptr) throw Error(ErrorCode::internal, "no GGUF file", {.file = checkpoint->path().string()});
-  OutputJob job;
-  job.gguf.emplace();
-  job.gguf->metadata = gguf->whole_metadata();
-  const bool converts = type.dtype || type.codec != nullptr;
-  const std::shared_ptr<const Checkpoint> stored = make_stored_view(checkpoint);
-  for (const TensorInfo& info : checkpoint->tensors()) {
-    const codec::BlockCodec* own = info.stored_as.empty() ? nullptr : codec::find_block_codec(info.stored_as);
-    // What is float32 for its own sake stays so.
-    const bool stays = !converts || !is_decodable_float(info.dtype) || model::is_float32_in_gguf(info.name, info.shape.size()) ||
-                       (own != nullptr && own == type.codec);
-    if (stays && own != nullptr) {
-      Written what;
-      what.spec = {info.name, own->ggml_id, own, DType::f32, info.shape};
-      what.stream = DType::u8;
-      what.method = "copy";
-      add_tensor(job, name, {stored, &stored->tensor(info.name)}, std::move(what), false);
-      continue;
-    }
-    Written what = written(info.name, info.shape, info.dtype, false, stays ? GgufWeightType{} : type);
-    const bool rounds = what.stream != info.dtype || what.spec.codec != nullptr;
-    add_tensor(job, name, {checkpoint, &info}, std::move(what), rounds);
-  }
-  if (converts) job.gguf->metadata.set("general.file_type", GgufValue::u32(file_type_of(job.gguf->tensors)));
-  return job;
+  return copy_job(name, checkpoint, type, nullptr, {});
 }
 
-GgufModel open_gguf_model(const std::shared_ptr<const Checkpoint>& gguf) {
-  model::HuggingFaceModel model = model::hugging_face_model(gguf);
+OutputJob gguf_fold_job(const std::string& name, const model::HuggingFaceModel& folded, const GgufWeightType& type) {
+  const model::Architecture* architecture = model::find_architecture(folded.config);
+  if (architecture == nullptr) architecture = model::find_architecture_family(folded.config);
+  const model::GgufFamily* family = architecture == nullptr ? nullptr : model::gguf_family_of(*architecture);
+  if (family == nullptr) throw Error(ErrorCode::internal, "a GGUF file without a family was folded", {.file = folded.file->path().string()});
+  model::GgufTensors tensors = model::gguf_tensors_of(folded.checkpoint, folded.config, *architecture, *family);
+  std::vector<bool> changed;
+  bool same_shapes = true;
+  for (std::size_t i = 0; i < tensors.view->tensors().size(); ++i) {
+    const TensorInfo& info = tensors.view->tensors()[i];
+    changed.push_back(std::any_of(tensors.sources[i].begin(), tensors.sources[i].end(),
+                                  [&](const std::string& source) { return adapt::is_changed(*folded.checkpoint, source); }));
+    const TensorInfo* own = folded.file->find_tensor(info.name);
+    same_shapes = same_shapes && (own == nullptr || own->shape == info.shape);
+  }
+  // Layers repeated and vocabularies grown change what the metadata say too: such a model is written anew.
+  if (!same_shapes || adapt::repeats_layers(*folded.checkpoint)) {
+    const GgufModel opened = open_gguf_model(folded);
+    return gguf_job({name, folded.checkpoint, folded.config, opened.folder, title_of(folded.file->path())}, type);
+  }
+  return copy_job(name, folded.file, type, &tensors, changed);
+}
+
+GgufModel open_gguf_model(model::HuggingFaceModel model) {
   auto own = std::make_shared<ScratchFolder>();
   const auto write = [&own](const std::string& name, const std::string& content) {
     const File file(own->path() / name, FileMode::create_new);

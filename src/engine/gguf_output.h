@@ -8,6 +8,7 @@
 #include "checkpoint/json.h"
 #include "codec/block_codec.h"
 #include "engine/output_job.h"
+#include "model/gguf_model.h"
 #include "weft/checkpoint.h"
 
 // Jobs that write GGUF files, and GGUF files as models of other jobs.
@@ -35,6 +36,9 @@ struct GgufSource {
 /// A GGUF file to a GGUF file: blocks are copied unless a type is given.
 [[nodiscard]] OutputJob gguf_copy_job(const std::string& name, const std::shared_ptr<const Checkpoint>& checkpoint, const GgufWeightType& type);
 
+/// A GGUF file with adapters folded in (what adapt::held_model gives) to a GGUF file: all that they do not change is copied.
+[[nodiscard]] OutputJob gguf_fold_job(const std::string& name, const model::HuggingFaceModel& folded, const GgufWeightType& type);
+
 /// A folder that is removed with its content.
 class ScratchFolder {
  public:
@@ -56,7 +60,7 @@ struct GgufModel {
   std::shared_ptr<const void> guard;
   std::vector<std::string> warnings;
 };
-[[nodiscard]] GgufModel open_gguf_model(const std::shared_ptr<const Checkpoint>& gguf);
+[[nodiscard]] GgufModel open_gguf_model(model::HuggingFaceModel model);
 
 /// "tiny-base" -> "Tiny Base".
 [[nodiscard]] std::string title_of(const std::filesystem::path& path);

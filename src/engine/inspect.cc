@@ -6,6 +6,7 @@
 #include <optional>
 #include <utility>
 
+#include "adapt/folded_model.h"
 #include "base/file.h"
 #include "base/text.h"
 #include "checkpoint/gguf.h"
@@ -33,10 +34,19 @@ ModelInfo inspect(std::string_view model) {
   std::optional<Json> config;
   const model::Architecture* architecture = nullptr;
   const model::GgufFamily* family = nullptr;
-  if (const GgufCheckpoint* gguf = as_gguf(*checkpoint)) {
+  // Of a GGUF file with adapters folded in, the tensors have Hugging Face's names.
+  const std::optional<model::HuggingFaceModel> held = as_gguf(*checkpoint) != nullptr ? std::nullopt : adapt::held_model(checkpoint);
+  if (const GgufCheckpoint* gguf = as_gguf(held ? *held->file : *checkpoint)) {
     const GgufMetadata& metadata = gguf->gguf_metadata();
     result.architecture = metadata.text("general.architecture").value_or("");
-    family = model::find_gguf_family(result.architecture);
+    if (held) {
+      result.architecture = architecture_class(held->config);
+      architecture = model::find_architecture(held->config);
+      if (!architecture) architecture = model::find_architecture_family(held->config);
+      if (const Json* type = held->config.find("model_type"); type && type->string()) result.model_type = *type->string();
+    } else {
+      family = model::find_gguf_family(result.architecture);
+    }
     std::string kind = metadata.text("tokenizer.ggml.model").value_or("");
     for (const auto& [name, known] : {std::pair("gpt2", "BPE"), std::pair("llama", "sentencepiece"), std::pair("bert", "WordPiece"), std::pair("t5", "Unigram")})
       if (kind == name) kind = known;

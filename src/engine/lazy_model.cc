@@ -7,13 +7,11 @@
 
 #include "adapt/folded_model.h"
 #include "base/file.h"
-#include "checkpoint/gguf.h"
 #include "checkpoint/model_folder.h"
 #include "engine/gguf_output.h"
 #include "engine/model_config.h"
 #include "engine/stream_checkpoint.h"
 #include "model/config_json.h"
-#include "model/gguf_model.h"
 #include "weft/error.h"
 
 namespace weft::engine {
@@ -77,22 +75,22 @@ LazyModel open_lazy_model(std::string_view model) {
   lazy.warnings.assign(checkpoint->warnings().begin(), checkpoint->warnings().end());
   // A GGUF file takes part as the Hugging Face model that it holds.
   std::shared_ptr<const Checkpoint> values = checkpoint;
-  if (as_gguf(*checkpoint) != nullptr) {
-    model::HuggingFaceModel held = model::hugging_face_model(checkpoint);
-    values = held.checkpoint;
+  std::optional<model::HuggingFaceModel> held = adapt::held_model(checkpoint);
+  if (held) {
+    values = held->checkpoint;
     lazy.metadata.clear();
-    lazy.parts.config = std::move(held.config);
+    lazy.parts.config = std::move(held->config);
     lazy.config_changed = true;
     lazy.companions.push_back({.name = "config.json"});  // written from the config
-    for (auto& [name, content] : held.files) lazy.companions.push_back({.name = name, .content = std::move(content)});
-    lazy.warnings.insert(lazy.warnings.end(), held.warnings.begin(), held.warnings.end());
+    for (auto& [name, content] : held->files) lazy.companions.push_back({.name = name, .content = std::move(content)});
+    lazy.warnings.insert(lazy.warnings.end(), held->warnings.begin(), held->warnings.end());
   }
   for (const TensorInfo& tensor : values->tensors())
     lazy.parts.tensors.push_back({tensor.name, {values, &tensor}, {values, &tensor}, {fmt::format("{}:{}", model, tensor.name)}, {}});
   if (lazy.parts.tensors.empty())
     throw Error(ErrorCode::invalid_argument, "the model holds no tensors", {.file = path.string()}, "name a model that has some");
   const std::optional<fs::path> folder = folder_of_model(path);
-  if (!folder || values != checkpoint) return lazy;
+  if (!folder || held) return lazy;
   lazy.parts.config = read_model_config(*folder);
   if (lazy.parts.config) {
     const std::string before = write_json(*lazy.parts.config);
@@ -100,6 +98,28 @@ LazyModel open_lazy_model(std::string_view model) {
     lazy.config_changed = write_json(*lazy.parts.config) != before;
   }
   for (const std::string& name : companion_files(*folder)) lazy.companions.push_back({.name = name, .copy_of = *folder / name});
+  return lazy;
+}
+
+LazyModel lazy_model_of(MergePlan plan, const std::string& name, const JobOptions& options, std::shared_ptr<StreamCheckpoint>& stream) {
+  LazyModel lazy;
+  lazy.name = name;
+  lazy.warnings = std::move(plan.warnings);
+  lazy.inputs = std::move(plan.inputs);
+  lazy.input_paths = std::move(plan.input_paths);
+  for (CompanionFile& file : plan.companions) {
+    if (file.name == "config.json") {
+      lazy.parts.config = parse_json(file.content, "config.json");
+      lazy.config_changed = true;
+    }
+    lazy.companions.push_back(std::move(file));
+  }
+  stream = std::make_shared<StreamCheckpoint>(name, std::move(plan.tensors), options);
+  for (std::size_t i = 0; i < plan.described.size(); ++i) {
+    PlannedTensor& planned = plan.described[i];
+    const TensorRef values{stream, &stream->tensors()[i]};
+    lazy.parts.tensors.push_back({planned.name, values, values, std::move(planned.inputs), {std::move(planned.method)}});
+  }
   return lazy;
 }
 
@@ -157,12 +177,31 @@ void write_companions(const LazyModel& model, const fs::path& folder) {
 
 namespace {
 
-OutputJob gguf_job_of(LazyModel& model) {
+OutputJob gguf_job_of(LazyModel& model, const fs::path& output) {
   if (!model.parts.config)
     throw Error(ErrorCode::not_found, "a GGUF file needs what config.json says, and there is none", {.file = model.name}, "name a model's folder");
   const ScratchFolder folder;  // only the tokenizer is read from it, and at once
   write_companions(model, folder.path());
-  OutputJob job = gguf_job({model.name, checkpoint_of(model), *model.parts.config, folder.path(), title_of(model.name)}, {});
+  // What steps made is called what its file is called.
+  const std::string title = path_kind(model.name) == PathKind::nothing ? title_of(fs::path(output.filename()).replace_extension()) : title_of(model.name);
+  OutputJob job = gguf_job({model.name, checkpoint_of(model), *model.parts.config, folder.path(), title}, gguf_weight_type({}, model.block_type));
+  // Where the tensors came from before the steps.
+  std::map<std::string, const edit::Tensor*> parts;
+  for (const edit::Tensor& part : model.parts.tensors) parts.emplace(fmt::format("{}:{}", model.name, part.name), &part);
+  for (PlannedTensor& described : job.described) {
+    std::vector<std::string> inputs, steps;
+    for (const std::string& input : described.inputs) {
+      const auto found = parts.find(input);
+      if (found == parts.end()) continue;
+      inputs.insert(inputs.end(), found->second->inputs.begin(), found->second->inputs.end());
+      for (const std::string& step : found->second->steps)
+        if (std::find(steps.begin(), steps.end(), step) == steps.end()) steps.push_back(step);
+    }
+    described.inputs = std::move(inputs);
+    if (steps.empty()) continue;
+    if (described.method.starts_with("encode")) steps.push_back(described.method);
+    described.method = joined(steps);
+  }
   job.single_file = true;
   job.inputs = std::move(model.inputs);
   job.input_paths = std::move(model.input_paths);
@@ -173,7 +212,10 @@ OutputJob gguf_job_of(LazyModel& model) {
 }  // namespace
 
 OutputJob output_job_of(LazyModel model, const fs::path& output) {
-  if (output.extension() == ".gguf") return gguf_job_of(model);
+  if (output.extension() == ".gguf") return gguf_job_of(model, output);
+  if (!model.block_type.empty())
+    throw Error(ErrorCode::invalid_argument, fmt::format("only GGUF files hold weights as {}", model.block_type), {.key = "dtype"},
+                "name an output that ends in .gguf, or another type");
   if (const std::string extension = output.extension().string(); extension == ".npz")
     throw Error(ErrorCode::unsupported, fmt::format("this command does not write {} files", extension), {.file = output.string()},
                 "write a folder or a .safetensors file, and convert that");

@@ -7,7 +7,9 @@
 #include <vector>
 
 #include "edit/operation.h"
+#include "engine/merge_plan.h"
 #include "engine/output_job.h"
+#include "engine/stream_checkpoint.h"
 #include "weft/checkpoint.h"
 
 // A model that steps are stacked on: tensors as views, and the small files beside them. Nothing is read until it is written.
@@ -22,10 +24,14 @@ struct LazyModel {
   std::vector<std::shared_ptr<const Checkpoint>> inputs;  ///< opened for it; checked for changes at the end
   std::vector<std::filesystem::path> input_paths;         ///< must not be the output
   std::vector<std::string> warnings;
+  std::string block_type = {};  ///< what the weights become in a GGUF file ("Q8_0"); empty: what they are
 };
 
 /// Reads headers and config only. Errors: not_found, corrupt, unsupported.
 [[nodiscard]] LazyModel open_lazy_model(std::string_view model);
+
+/// The result of a merge, its tensors computed as they are read. stream: computes them; tells what was read and what methods had to say.
+[[nodiscard]] LazyModel lazy_model_of(MergePlan plan, const std::string& name, const JobOptions& options, std::shared_ptr<StreamCheckpoint>& stream);
 
 /// Carries out operations on it. Errors: those of edit::Operation::apply.
 [[nodiscard]] std::vector<edit::Effect> apply_operations(LazyModel& model, const std::vector<std::unique_ptr<edit::Operation>>& operations,
@@ -39,7 +45,7 @@ void cast_all(LazyModel& model, DType dtype);
 /// Writes the files beside the weights, config.json as it is now, into an empty folder.
 void write_companions(const LazyModel& model, const std::filesystem::path& folder);
 
-/// What writes it, to a folder or, for a name that ends in .safetensors, a file. Errors: unsupported for other containers.
+/// What writes it: to a folder or, for a name that ends in .safetensors or .gguf, a file. Errors: unsupported for other containers.
 [[nodiscard]] OutputJob output_job_of(LazyModel model, const std::filesystem::path& output);
 
 }  // namespace weft::engine

@@ -24,6 +24,14 @@ MeasuredInput open_measured(const std::string& model) {
         adapt::fold_adapter(std::move(input.checkpoint), std::make_shared<const adapt::Adapter>(adapt::open_adapter(resolve_model(adapter).path)),
                             {.dtype = DType::f32, .only_changed = true});
   input.warnings.assign(input.checkpoint->warnings().begin(), input.checkpoint->warnings().end());
+  if (!parts.adapters.empty()) {
+    if (std::optional<model::HuggingFaceModel> held = adapt::held_model(input.checkpoint)) input.config = std::move(held->config);
+    if (input.config) {
+      input.architecture = model::find_architecture(*input.config);
+      if (input.architecture == nullptr) input.architecture = model::find_architecture_family(*input.config);
+      return input;
+    }
+  }
   if (const auto folder = folder_of_model(input.checkpoint->path())) {
     try {
       input.config = read_model_config(*folder);

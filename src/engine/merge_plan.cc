@@ -9,7 +9,6 @@
 #include <utility>
 
 #include "adapt/folded_model.h"
-#include "checkpoint/gguf.h"
 #include "checkpoint/model_folder.h"
 #include "engine/gguf_output.h"
 #include "engine/model_card.h"
@@ -684,15 +683,15 @@ const LoadedModel& ModelCache::load(const ModelRef& ref) {
     loaded->path = resolve_model(ref.model.revision ? ref.model.path + "@" + *ref.model.revision : ref.model.path, hub_cache_).path;
   }
   if (loaded->checkpoint == nullptr) loaded->checkpoint = open_checkpoint(loaded->path.string());
-  if (as_gguf(*loaded->checkpoint) != nullptr) {
-    GgufModel opened = open_gguf_model(loaded->checkpoint);
-    loaded->checkpoint = std::move(opened.checkpoint);
-    loaded->path = std::move(opened.folder);
-    loaded->guard = std::move(opened.guard);
-  }
   if (ref.lora) {
     const fs::path adapter = resolve_model(ref.lora->revision ? ref.lora->path + "@" + *ref.lora->revision : ref.lora->path, hub_cache_).path;
     loaded->checkpoint = adapt::fold_adapter(loaded->checkpoint, std::make_shared<const adapt::Adapter>(adapt::open_adapter(adapter)), {.dtype = lora_dtype_});
+  }
+  if (std::optional<model::HuggingFaceModel> held = adapt::held_model(loaded->checkpoint)) {
+    GgufModel opened = open_gguf_model(*std::move(held));
+    loaded->checkpoint = std::move(opened.checkpoint);
+    loaded->path = std::move(opened.folder);
+    loaded->guard = std::move(opened.guard);
   }
   const fs::path config_path = (fs::is_directory(loaded->path) ? loaded->path : loaded->path.parent_path()) / "config.json";
   if (fs::exists(config_path)) {

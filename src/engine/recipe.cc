@@ -8,6 +8,7 @@
 
 #include "base/file.h"
 #include "base/text.h"
+#include "codec/block_codec.h"
 #include "weft/error.h"
 
 namespace weft::engine {
@@ -101,6 +102,10 @@ class Reader {
            "write '- merge: ...', '- edit: ...', '- fold: ...' or '- convert: ...' below it");
     for (std::size_t i = 0; i < steps.items.size(); ++i)
       recipe.steps.push_back(read_step(steps.items[i], fmt::format("steps[{}]", i), i, document.text));
+    for (std::size_t i = 0; i + 1 < recipe.steps.size(); ++i)
+      if (const auto* convert = std::get_if<ConvertStep>(&recipe.steps[i].what); convert != nullptr && !convert->block_type.empty())
+        fail(fmt::format("steps[{}].convert", i), recipe.steps[i].place,
+             fmt::format("weights become {} only when they are written, so this is for the last step", convert->block_type), "move it to the end");
   }
 
   Step read_step(const Node& node, const std::string& key, std::size_t i, const std::string& text) {
@@ -226,23 +231,28 @@ class Reader {
     ConvertStep step;
     if (node.is_scalar() && !node.is_null()) {
       step.model = model_of(nullptr, key, node.place);
-      step.dtype = dtype(node, key);
+      read_type(node, key, step);
       return step;
     }
     if (node.kind != Kind::mapping && !node.is_null())
       fail(key, node.place, fmt::format("{} is {}, where a type or a mapping belongs", key, yaml::describe(node.kind)), "such as {dtype: bfloat16}");
     check_keys(node, key, {"model", "dtype"});
     step.model = model_of(node.find("model"), key, node.place);
-    if (const Node* type = node.find("dtype"); type != nullptr && !type->is_null()) step.dtype = dtype(*type, key + ".dtype");
+    if (const Node* type = node.find("dtype"); type != nullptr && !type->is_null()) read_type(*type, key + ".dtype", step);
     return step;
   }
 
-  DType dtype(const Node& node, const std::string& key) const {
+  void read_type(const Node& node, const std::string& key, ConvertStep& step) const {
     const std::string text = scalar(node, key, "a type");
     const std::optional<DType> type = dtype_from_any(text);
-    if (!type || !is_decodable_float(*type))
-      fail(key, node.place, in_quotes(text) + " is no type that weights can be cast to", "such as float32, bfloat16 or float16");
-    return *type;
+    if (type && is_decodable_float(*type)) {
+      step.dtype = *type;
+      return;
+    }
+    const codec::BlockCodec* codec = codec::find_block_codec(text);
+    if (codec == nullptr || codec->encode_row == nullptr)
+      fail(key, node.place, in_quotes(text) + " is no type that weights can be cast to", "such as float32, bfloat16, float16 or, for a GGUF file, Q8_0");
+    step.block_type = codec->name;
   }
 
   const std::string& file_;

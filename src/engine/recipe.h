@@ -37,6 +37,7 @@ struct FoldStep {
 struct ConvertStep {
   std::string model;
   std::optional<DType> dtype;
+  std::string block_type = {};  ///< instead of dtype, in the last step: "Q8_0"
 };
 
 struct Step {

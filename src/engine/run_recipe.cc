@@ -99,7 +99,10 @@ class Runner {
   LazyModel model(const std::string& name, RecipeStep& described) {
     described.inputs.push_back(name);
     if (const auto found = results_.find(name); found != results_.end()) return found->second;
-    return engine::open_lazy_model(resolve_model(name, options_.transformers_cache).path.string());
+    const adapt::ModelWithAdapters parts = adapt::split_adapters(name);
+    std::string paths = resolve_model(parts.model, options_.transformers_cache).path.string();
+    for (const std::string& adapter : parts.adapters) paths += "+" + resolve_model(adapter, options_.transformers_cache).path.string();
+    return engine::open_lazy_model(paths);
   }
 
   LazyModel plan(const engine::EditStep& step, const fs::path&, RecipeStep& described) {
@@ -115,6 +118,7 @@ class Runner {
     LazyModel lazy = model(step.model, described);
     described.summary = step.dtype ? std::string(to_string(*step.dtype)) : "as it is";
     if (step.dtype) engine::cast_all(lazy, *step.dtype);
+    if (!step.block_type.empty()) lazy.block_type = described.summary = step.block_type;
     return lazy;
   }
 
@@ -161,25 +165,8 @@ class Runner {
     options.write_model_card = false;
     options.transformers_cache = options_.transformers_cache;
     engine::MergePlan plan = engine::plan_merge(config, cache_, output, options);
-    LazyModel lazy;
-    lazy.warnings = std::move(plan.warnings);
-    lazy.inputs = std::move(plan.inputs);
-    lazy.input_paths = std::move(plan.input_paths);
-    for (engine::CompanionFile& file : plan.companions) {
-      if (file.name == "config.json") {
-        lazy.parts.config = parse_json(file.content, "config.json");
-        lazy.config_changed = true;
-      }
-      lazy.companions.push_back(std::move(file));
-    }
-    std::vector<PlannedTensor> planned = std::move(plan.described);
-    const auto stream = std::make_shared<engine::StreamCheckpoint>(described.name, std::move(plan.tensors), options_);
-    streams_.push_back(stream);
-    for (std::size_t i = 0; i < planned.size(); ++i) {
-      const TensorRef values{stream, &stream->tensors()[i]};
-      lazy.parts.tensors.push_back({planned[i].name, values, values, std::move(planned[i].inputs), {std::move(planned[i].method)}});
-    }
-    return lazy;
+    streams_.emplace_back();
+    return engine::lazy_model_of(std::move(plan), described.name, options_, streams_.back());
   }
 
   /// Makes a result known to merges: its tensors as they are now, and a folder with the files beside them.

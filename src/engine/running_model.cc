@@ -9,10 +9,8 @@
 #include "base/budget.h"
 #include "base/file.h"
 #include "base/text.h"
-#include "checkpoint/gguf.h"
 #include "checkpoint/model_folder.h"
 #include "engine/model_config.h"
-#include "model/gguf_model.h"
 #include "model/vocabulary.h"
 #include "weft/error.h"
 
@@ -22,27 +20,28 @@ ModelFiles open_model_files(std::string_view model) {
   ModelFiles files;
   const adapt::ModelWithAdapters parts = adapt::split_adapters(model);
   files.checkpoint = open_checkpoint(parts.model);
+  // What an adapter adds is often less than a step of the model's type: it counts in full here, where nothing is stored.
+  for (const std::string& adapter : parts.adapters)
+    files.checkpoint =
+        adapt::fold_adapter(std::move(files.checkpoint), std::make_shared<const adapt::Adapter>(adapt::open_adapter(resolve_model(adapter).path)),
+                            {.dtype = DType::f32, .only_changed = true});
   const std::filesystem::path path = files.checkpoint->path();
-  std::optional<Json> config;
-  if (as_gguf(*files.checkpoint) != nullptr) {
-    model::HuggingFaceModel as_folder = model::hugging_face_model(files.checkpoint);
-    files.checkpoint = std::move(as_folder.checkpoint);
+  if (std::optional<model::HuggingFaceModel> held = adapt::held_model(files.checkpoint)) {
+    files.checkpoint = std::move(held->checkpoint);
     files.folder = path;
-    files.small_files = std::move(as_folder.files);
-    files.warnings = std::move(as_folder.warnings);
-    config = std::move(as_folder.config);
-  } else if (const auto folder = folder_of_model(path)) {
+    files.small_files = std::move(held->files);
+    files.warnings = std::move(held->warnings);
+    files.config = std::move(held->config);
+    return files;
+  }
+  std::optional<Json> config;
+  if (const auto folder = folder_of_model(path)) {
     files.folder = *folder;
     config = read_model_config(*folder);
   }
   if (!config)
     throw Error(ErrorCode::not_found, "there is no config.json beside the weights, which says how they run", {.file = path.string()},
                 "name the model's folder");
-  // What an adapter adds is often less than a step of the model's type: it counts in full here, where nothing is stored.
-  for (const std::string& adapter : parts.adapters)
-    files.checkpoint =
-        adapt::fold_adapter(std::move(files.checkpoint), std::make_shared<const adapt::Adapter>(adapt::open_adapter(resolve_model(adapter).path)),
-                            {.dtype = DType::f32, .only_changed = true});
   files.config = std::move(*config);
   adapt::follow_in_config(*files.checkpoint, files.config, files.warnings);
   return files;

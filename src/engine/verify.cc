@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -11,6 +12,7 @@
 #include <set>
 #include <unordered_map>
 
+#include "adapt/folded_model.h"
 #include "base/budget.h"
 #include "base/check.h"
 #include "base/file.h"
@@ -82,6 +84,22 @@ class Verifier {
  public:
   Verifier(std::string_view model, const JobOptions& options)
       : options_(options), path_(resolve_model(model).path), folder_(folder_of_model(path_)) {}
+
+  /// For a model with adapters folded in.
+  Verifier(std::string_view model, std::shared_ptr<const Checkpoint> checkpoint, const JobOptions& options) : options_(options), path_(checkpoint->path()) {
+    parts_.push_back({std::move(checkpoint), printable(model)});
+  }
+
+  /// Only what folding changes: everything else was read with the model.
+  VerifyReport run_folded() {
+    const Checkpoint& checkpoint = *parts_.front().checkpoint;
+    for (const std::string& warning : checkpoint.warnings()) note("{}", warning);
+    for (const TensorInfo& tensor : checkpoint.tensors())
+      if (adapt::is_changed(checkpoint, tensor.name)) all_.push_back({&checkpoint, &tensor, 0});
+    read_payloads();
+    report_.ok = report_.problems.empty();
+    return std::move(report_);
+  }
 
   VerifyReport run() {
     open_files();
@@ -537,7 +555,45 @@ class Verifier {
 
 }  // namespace
 
+namespace {
+
+/// The model, each adapter, and what the two make together.
+VerifyReport verify_folded(std::string_view model, const adapt::ModelWithAdapters& parts, const JobOptions& options) {
+  VerifyReport report;
+  const auto add = [&report](VerifyReport other) {
+    report.ok = report.ok && other.ok;
+    report.checked_bytes += other.checked_bytes;
+    std::move(other.problems.begin(), other.problems.end(), std::back_inserter(report.problems));
+    std::move(other.notes.begin(), other.notes.end(), std::back_inserter(report.notes));
+  };
+  const auto guarded = [&report](auto&& check) {
+    try {
+      check();
+    } catch (const Error& error) {
+      if (!is_damage(error) && error.code() != ErrorCode::invalid_argument) throw;
+      report.ok = false;
+      report.problems.push_back({std::string(to_string(error.code())), error.place().file, error.place().tensor, error.message()});
+    }
+  };
+  add(verify(parts.model, options));
+  for (const std::string& adapter : parts.adapters) {
+    const fs::path path = resolve_model(adapter).path;
+    guarded([&] { add(verify(adapt::open_adapter(path).tensors->path().string(), options)); });
+  }
+  if (!report.ok) return report;  // what they make could only repeat it
+  std::shared_ptr<const Checkpoint> folded;
+  guarded([&] { folded = open_checkpoint(model); });
+  if (folded == nullptr) return report;
+  VerifyReport made = Verifier(model, std::move(folded), options).run_folded();
+  made.checked_bytes = 0;  // nothing that is stored
+  add(std::move(made));
+  return report;
+}
+
+}  // namespace
+
 VerifyReport verify(std::string_view model, const JobOptions& options) {
+  if (const adapt::ModelWithAdapters parts = adapt::split_adapters(model); !parts.adapters.empty()) return verify_folded(model, parts, options);
   try {
     return Verifier(model, options).run();
   } catch (const NotForUs& other) {

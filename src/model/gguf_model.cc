@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <optional>
 
 #include "base/text.h"
@@ -16,11 +17,7 @@ namespace weft::model {
 namespace {
 
 constexpr std::string_view kExpertMark = "${expert_index}";
-
-std::string with_expert(std::string name, std::size_t expert) {
-  if (const std::size_t at = name.find(kExpertMark); at != std::string::npos) name.replace(at, kExpertMark.size(), std::to_string(expert));
-  return name;
-}
+constexpr int kMaxExperts = 100'000;
 
 /// Rows of a head, checked.
 std::uint64_t head_rows(const TensorInfo& tensor, std::uint64_t heads, std::uint64_t parts) {
@@ -60,53 +57,21 @@ RowMapping from_parts(std::uint64_t heads, std::uint64_t block) {
   return [heads, head](std::uint64_t i) { return i / head % 3 * heads * head + i / (3 * head) * head + i % head; };
 }
 
-enum class Direction { to_gguf, to_hugging_face };
-
-struct Heads {
-  std::uint64_t query = 0;
-  std::uint64_t key = 0;
-};
-
 /// One tensor to one tensor.
-ArrangedTensor arranged(std::string name, const TensorRef& source, GgufArrangement arrangement, const Heads& heads, Direction direction) {
+ArrangedTensor arranged(std::string name, const TensorRef& source, GgufArrangement arrangement, const GgufHeads& heads, GgufDirection direction) {
   ArrangedTensor out;
   out.name = std::move(name);
   out.shape = source.tensor->shape;
   out.sources = {source};
-  const bool there = direction == Direction::to_gguf;
-  switch (arrangement) {
-    case GgufArrangement::query_pairs:
-    case GgufArrangement::key_pairs: {
-      const std::uint64_t head = head_rows(*source.tensor, arrangement == GgufArrangement::query_pairs ? heads.query : heads.key, 1);
-      if (head % 2 != 0)
-        throw Error(ErrorCode::corrupt, fmt::format("tensor '{}' has heads of {} rows, which do not pair", printable(source.tensor->name), head),
-                    {.tensor = source.tensor->name});
-      out.row_of = there ? to_pairs(head) : from_pairs(head);
-      break;
-    }
-    case GgufArrangement::qkv_by_part: {
-      const std::uint64_t block = head_rows(*source.tensor, heads.query, 3);
-      out.row_of = there ? to_parts(heads.query, block) : from_parts(heads.query, block);
-      break;
-    }
-    case GgufArrangement::transposed:
-      if (out.shape.size() == 2) {
-        std::swap(out.shape[0], out.shape[1]);
-        out.kind = ArrangedTensor::Kind::transpose;
-      }
-      break;
-    case GgufArrangement::same:
-    case GgufArrangement::experts:
-      break;
+  if (arrangement == GgufArrangement::transposed && out.shape.size() == 2) {
+    std::swap(out.shape[0], out.shape[1]);
+    out.kind = ArrangedTensor::Kind::transpose;
+    return out;
   }
+  out.row_of = gguf_row_order(arrangement, *source.tensor, heads, direction);
   // A norm's row or a bias is one value.
-  if (out.kind == ArrangedTensor::Kind::rows)
-    out.row_elements = out.shape.size() < 2 ? 1 : static_cast<std::uint64_t>(std::max<std::int64_t>(1, out.shape.back()));
+  out.row_elements = out.shape.size() < 2 ? 1 : static_cast<std::uint64_t>(std::max<std::int64_t>(1, out.shape.back()));
   return out;
-}
-
-bool adds_one(const Architecture& architecture, Role role) {
-  return architecture.forward.norm == NormKind::rms_plus_one && (role == Role::norm || role == Role::q_norm || role == Role::k_norm);
 }
 
 std::vector<float> small_values(const Checkpoint& checkpoint, std::string_view name) {
@@ -120,6 +85,75 @@ std::vector<float> small_values(const Checkpoint& checkpoint, std::string_view n
 }
 
 }  // namespace
+
+std::string with_expert(std::string name, std::size_t expert) {
+  if (const std::size_t at = name.find(kExpertMark); at != std::string::npos) name.replace(at, kExpertMark.size(), std::to_string(expert));
+  return name;
+}
+
+bool gguf_adds_one(const Architecture& architecture, Role role) {
+  return architecture.forward.norm == NormKind::rms_plus_one && (role == Role::norm || role == Role::q_norm || role == Role::k_norm);
+}
+
+GgufHeads gguf_heads(const Architecture& architecture, const Json& config) {
+  const auto numbers = config_numbers(architecture, config, 0);
+  const auto number = [&numbers](const char* name) {
+    const auto found = numbers.find(name);
+    return found == numbers.end() || found->second < 0 ? std::uint64_t{0} : static_cast<std::uint64_t>(found->second);
+  };
+  return {number("heads"), number("kv_heads")};
+}
+
+std::function<std::uint64_t(std::uint64_t)> gguf_row_order(GgufArrangement arrangement, const TensorInfo& tensor, const GgufHeads& heads,
+                                                           GgufDirection direction) {
+  const bool there = direction == GgufDirection::to_gguf;
+  switch (arrangement) {
+    case GgufArrangement::query_pairs:
+    case GgufArrangement::key_pairs: {
+      const std::uint64_t head = head_rows(tensor, arrangement == GgufArrangement::query_pairs ? heads.query : heads.key, 1);
+      if (head % 2 != 0)
+        throw Error(ErrorCode::corrupt, fmt::format("tensor '{}' has heads of {} rows, which do not pair", printable(tensor.name), head),
+                    {.tensor = tensor.name});
+      return there ? to_pairs(head) : from_pairs(head);
+    }
+    case GgufArrangement::qkv_by_part: {
+      const std::uint64_t block = head_rows(tensor, heads.query, 3);
+      return there ? to_parts(heads.query, block) : from_parts(heads.query, block);
+    }
+    case GgufArrangement::transposed:
+    case GgufArrangement::same:
+    case GgufArrangement::experts:
+      break;
+  }
+  return nullptr;
+}
+
+GgufPlace gguf_place(const GgufFamily& family, const Architecture& architecture, std::string_view gguf_name) {
+  GgufPlace place;
+  GgufNameMatch match = match_gguf_name(family, gguf_name);
+  if (match.rule == nullptr) {
+    // The first files of mixtures have each expert's matrices by themselves: blk.0.ffn_gate.3.weight.
+    const std::size_t ending = gguf_name.ends_with(".weight") ? gguf_name.size() - 7 : 0, dot = gguf_name.rfind('.', ending == 0 ? 0 : ending - 1);
+    if (ending == 0 || dot == std::string_view::npos) return place;
+    const auto [end, error] = std::from_chars(gguf_name.data() + dot + 1, gguf_name.data() + ending, place.expert);
+    if (error == std::errc() && end == gguf_name.data() + ending && place.expert >= 0 && place.expert < kMaxExperts)
+      match = match_gguf_name(family, fmt::format("{}_exps.weight", gguf_name.substr(0, dot)));
+    if (match.rule == nullptr || match.rule->arrangement != GgufArrangement::experts) return place;
+  }
+  // Of rules that share a name the one that this architecture has.
+  for (const GgufRule& candidate : family.rules) {
+    if (candidate.gguf != match.rule->gguf) continue;
+    std::string name = match.layer >= 0 ? with_layer(candidate.hf, match.layer) : candidate.hf;
+    const std::optional<NameMatch> known = match_name(architecture, with_expert(name, 0) + match.suffix);
+    if (!known) continue;
+    place.rule = &candidate;
+    place.name = std::move(name);
+    place.suffix = match.suffix;
+    place.role = known->tensor->role;
+    break;
+  }
+  return place;
+}
 
 GgufTensors gguf_tensors_of(const std::shared_ptr<const Checkpoint>& checkpoint, const Json& config, const Architecture& architecture,
                             const GgufFamily& family) {
@@ -138,7 +172,7 @@ GgufTensors gguf_tensors_of(const std::shared_ptr<const Checkpoint>& checkpoint,
     const auto found = numbers.find(name);
     return found == numbers.end() || found->second < 0 ? std::uint64_t{0} : static_cast<std::uint64_t>(found->second);
   };
-  const Heads heads{number("heads"), number("kv_heads")};
+  const GgufHeads heads = gguf_heads(architecture, config);
   const bool tied = is_tied(architecture, config);
   std::vector<std::string> dropped;
   for (const TensorInfo& tensor : checkpoint->tensors()) {
@@ -169,8 +203,8 @@ GgufTensors gguf_tensors_of(const std::shared_ptr<const Checkpoint>& checkpoint,
     entry.placement = match->tensor->placement == Placement::pre ? 0 : match->tensor->placement == Placement::layer ? 1 : 2;
     entry.layer = match->layer;
     entry.float32 = is_float32_in_gguf(name, tensor.shape.size());
-    entry.tensor = arranged(name, {checkpoint, &tensor}, rule->arrangement, heads, Direction::to_gguf);
-    if (adds_one(architecture, match->tensor->role)) {
+    entry.tensor = arranged(name, {checkpoint, &tensor}, rule->arrangement, heads, GgufDirection::to_gguf);
+    if (gguf_adds_one(architecture, match->tensor->role)) {
       entry.tensor.kind = ArrangedTensor::Kind::add;
       entry.tensor.addend = 1;
     }
@@ -209,6 +243,8 @@ GgufTensors gguf_tensors_of(const std::shared_ptr<const Checkpoint>& checkpoint,
   for (Entry& entry : entries) {
     result.float32.push_back(entry.float32);
     result.original.push_back(entry.tensor.sources.empty() ? DType::f32 : entry.tensor.sources.front().tensor->dtype);
+    std::vector<std::string>& names = result.sources.emplace_back();
+    for (const TensorRef& source : entry.tensor.sources) names.push_back(source.tensor->name);
     tensors.push_back(std::move(entry.tensor));
   }
   result.view = make_arranged_view("gguf view", *checkpoint, std::move(tensors));
@@ -220,6 +256,9 @@ HuggingFaceModel hugging_face_model(const std::shared_ptr<const Checkpoint>& che
   const std::string file = checkpoint->path().string();
   if (gguf == nullptr) throw Error(ErrorCode::internal, "no GGUF file", {.file = file});
   const GgufMetadata& metadata = gguf->gguf_metadata();
+  if (metadata.text("general.type") == "adapter")
+    throw Error(ErrorCode::unsupported, "the GGUF file holds an adapter, not a model", {.file = file, .key = "general.type"},
+                "name the model first: MODEL+ADAPTER");
   const std::string name = metadata.text("general.architecture").value_or("");
   const GgufFamily* family = find_gguf_family(name);
   if (family == nullptr)
@@ -229,6 +268,7 @@ HuggingFaceModel hugging_face_model(const std::shared_ptr<const Checkpoint>& che
                 {.file = file, .key = "general.architecture"},
                 "weft knows the names and the config of llama, qwen, gemma, phi3, olmo2, gpt2, gptneox and bert");
   HuggingFaceModel result;
+  result.file = checkpoint;
 
   GgufModelFacts facts;
   const TensorInfo* embedding = checkpoint->find_tensor("token_embd.weight");
@@ -264,44 +304,29 @@ HuggingFaceModel hugging_face_model(const std::shared_ptr<const Checkpoint>& che
   const Architecture* architecture = find_architecture(result.config);
   if (architecture == nullptr) architecture = find_architecture_family(result.config);
   if (architecture == nullptr) throw Error(ErrorCode::internal, "no architecture for a config of our own", {.file = file});
-  const auto numbers = config_numbers(*architecture, result.config, 0);
-  const auto number = [&numbers](const char* key) {
-    const auto found = numbers.find(key);
-    return found == numbers.end() || found->second < 0 ? std::uint64_t{0} : static_cast<std::uint64_t>(found->second);
-  };
-  const Heads heads{number("heads"), number("kv_heads")};
+  const GgufHeads heads = gguf_heads(*architecture, result.config);
   std::vector<ArrangedTensor> tensors;
   std::vector<std::string> unknown;
   for (const TensorInfo& tensor : checkpoint->tensors()) {
     if (tensor.name.starts_with("rope_")) continue;  // in the config now
-    GgufNameMatch match = match_gguf_name(*family, tensor.name);
-    // Of rules that share a name the one that this architecture has.
-    std::string hf;
-    const GgufRule* rule = nullptr;
-    Role role = Role::unknown;
-    if (match.rule != nullptr)
-      for (const GgufRule& candidate : family->rules) {
-        if (candidate.gguf != match.rule->gguf) continue;
-        const std::string written = with_expert(match.layer >= 0 ? with_layer(candidate.hf, match.layer) : candidate.hf, 0) + match.suffix;
-        const std::optional<NameMatch> known = match_name(*architecture, written);
-        if (!known) continue;
-        rule = &candidate;
-        hf = match.layer >= 0 ? with_layer(candidate.hf, match.layer) : candidate.hf;
-        role = known->tensor->role;
-        break;
-      }
-    if (rule == nullptr) {
+    const GgufPlace place = gguf_place(*family, *architecture, tensor.name);
+    if (place.rule == nullptr) {
       unknown.push_back(tensor.name);
       continue;
     }
-    if (rule->arrangement == GgufArrangement::experts) {
+    if (place.expert >= 0) {
+      tensors.push_back(arranged(with_expert(place.name, static_cast<std::size_t>(place.expert)) + place.suffix, {checkpoint, &tensor},
+                                 GgufArrangement::same, heads, GgufDirection::to_hugging_face));
+      continue;
+    }
+    if (place.rule->arrangement == GgufArrangement::experts) {
       if (tensor.shape.size() != 3)
         throw Error(ErrorCode::corrupt, fmt::format("'{}' {} is no stack of matrices", printable(tensor.name), weft::to_string(tensor.shape)),
                     {.file = file, .tensor = tensor.name});
       const auto rows = static_cast<std::uint64_t>(tensor.shape[1]);
       for (std::int64_t expert = 0; expert < tensor.shape[0]; ++expert) {
         ArrangedTensor out;
-        out.name = with_expert(hf, static_cast<std::size_t>(expert)) + match.suffix;
+        out.name = with_expert(place.name, static_cast<std::size_t>(expert)) + place.suffix;
         out.shape = {tensor.shape[1], tensor.shape[2]};
         out.sources = {{checkpoint, &tensor}};
         out.row_of = [first = static_cast<std::uint64_t>(expert) * rows](std::uint64_t i) { return first + i; };
@@ -309,12 +334,12 @@ HuggingFaceModel hugging_face_model(const std::shared_ptr<const Checkpoint>& che
       }
       continue;
     }
-    ArrangedTensor out = arranged(hf + match.suffix, {checkpoint, &tensor}, rule->arrangement, heads, Direction::to_hugging_face);
-    if (adds_one(*architecture, role)) {
+    ArrangedTensor out = arranged(place.name + place.suffix, {checkpoint, &tensor}, place.rule->arrangement, heads, GgufDirection::to_hugging_face);
+    if (gguf_adds_one(*architecture, place.role)) {
       out.kind = ArrangedTensor::Kind::add;
       out.addend = -1;
     }
-    if (role == Role::shared_router && out.shape.size() == 1) out.shape.insert(out.shape.begin(), 1);
+    if (place.role == Role::shared_router && out.shape.size() == 1) out.shape.insert(out.shape.begin(), 1);
     if (const auto found = original.find(tensor.name); found != original.end()) result.original_types.emplace(out.name, found->second);
     tensors.push_back(std::move(out));
   }

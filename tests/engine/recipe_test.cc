@@ -253,7 +253,7 @@ TEST(RecipeFold, a_chain_of_merge_fold_and_cast_reads_every_byte_once_and_equals
   }
 }
 
-TEST(RecipeFold, a_chain_that_ends_in_a_gguf_file_reads_every_byte_once_and_writes_that_file_alone) {
+TEST(RecipeFold, a_chain_of_merge_fold_and_cast_that_ends_in_a_gguf_file_reads_every_byte_once_and_writes_that_file_alone) {
   const std::string models = WEFT_SOURCE_DIR "/models/";
   TemporaryFolder folder;
   const std::string merge = "{merge_method: linear, models: [{model: " + models + "tiny-german, parameters: {weight: 0.25}}, {model: " + models +
@@ -264,16 +264,17 @@ TEST(RecipeFold, a_chain_that_ends_in_a_gguf_file_reads_every_byte_once_and_writ
   RecipeReport report;
   {
     const ScopedSystemCalls scope(calls);
-    report = run_recipe("steps:\n- merge: " + merge + "\n- convert: float16\n", "r.yml", folder / "out.gguf", options);
+    report = run_recipe("steps:\n- merge: " + merge + "\n- fold: {adapter: " + models + "tiny-german-lora, scale: 1}\n- convert: float16\n", "r.yml",
+                        folder / "out.gguf", options);
   }
   static_cast<void>(merge_models(merge, "c.yml", folder / "1"));
   ConvertOptions f16;
   f16.dtype = DType::f16;
-  static_cast<void>(convert((folder / "1").string(), folder / "2", f16));
+  static_cast<void>(convert((folder / "1").string() + "+" + models + "tiny-german-lora", folder / "2", f16));
   static_cast<void>(convert((folder / "out.gguf").string(), folder / "back", f16));
   EXPECT_EQ(read_all(folder / "back"), read_all(folder / "2"));
-  for (const char* model : {"tiny-german", "tiny-python"}) {
-    const std::string file = models + model + "/model.safetensors";
+  for (const char* model : {"tiny-german/model.safetensors", "tiny-python/model.safetensors", "tiny-german-lora/adapter_model.safetensors"}) {
+    const std::string file = models + model;
     const auto checkpoint = open_checkpoint(file);
     const std::vector<int>& counts = calls.reads.at(file);
     for (const TensorInfo& tensor : checkpoint->tensors())
@@ -285,6 +286,20 @@ TEST(RecipeFold, a_chain_that_ends_in_a_gguf_file_reads_every_byte_once_and_writ
   const auto size = std::filesystem::file_size(folder / "out.gguf");
   EXPECT_GE(written, report.size_bytes);
   EXPECT_LT(written, size + 100'000);  // and the small files that the steps hand on
+}
+
+TEST(RecipeFold, the_last_step_may_turn_the_weights_of_a_gguf_file_into_blocks) {
+  const std::string models = WEFT_SOURCE_DIR "/models/";
+  TemporaryFolder folder;
+  static_cast<void>(run_recipe("steps:\n- convert: {model: " + models + "tiny-base, dtype: q8_0}\n", "r.yml", folder / "out.gguf"));
+  ConvertOptions q8;
+  q8.block_type = "Q8_0";
+  static_cast<void>(convert(models + "tiny-base", folder / "2.gguf", q8));
+  EXPECT_TRUE(diff((folder / "out.gguf").string(), (folder / "2.gguf").string()).equal);
+  EXPECT_EQ(open_checkpoint((folder / "out.gguf").string())->tensor("output.weight").stored_as, "Q8_0");
+  EXPECT_WEFT_ERROR(run_recipe("steps:\n- convert: {model: " + models + "tiny-base, dtype: Q8_0}\n", "r.yml", folder / "out"), invalid_argument,
+                    "only GGUF files hold weights as Q8_0");
+  EXPECT_WEFT_ERROR(parse("steps:\n- convert: {model: a, dtype: Q8_0}\n- convert: float16\n"), invalid_argument, "this is for the last step");
 }
 
 TEST_F(RecipeRun, a_mistake_in_the_last_step_is_found_before_anything_is_read_or_written) {
