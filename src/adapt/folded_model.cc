@@ -22,6 +22,7 @@
 #include "base/text.h"
 #include "checkpoint/gguf.h"
 #include "checkpoint/model_folder.h"
+#include "checkpoint/quantized_view.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/tensor_view.h"
 #include "math/convert.h"
@@ -562,6 +563,7 @@ std::optional<FoldSummary> fold_summary(const Checkpoint& checkpoint) {
 }
 
 void follow_in_config(const Checkpoint& checkpoint, Json& config, std::vector<std::string>& warnings) {
+  drop_quantization(checkpoint, config);
   if (const auto* folded = dynamic_cast<const FoldedCheckpoint*>(&checkpoint)) folded->edit(config, warnings);
 }
 

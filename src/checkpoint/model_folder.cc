@@ -322,8 +322,9 @@ namespace {
 
 bool is_companion(const std::string& name) {
   if (name.starts_with(".")) return false;
-  constexpr std::array<std::string_view, 5> kRunFiles = {"trainer_state.json", "all_results.json", "train_results.json", "eval_results.json",
-                                                         "adapter_config.json"};
+  // What training leaves behind, and how weights were packed that are unpacked as they are read.
+  constexpr std::array<std::string_view, 7> kRunFiles = {"trainer_state.json", "all_results.json",    "train_results.json", "eval_results.json",
+                                                         "adapter_config.json", "quantize_config.json", "quant_config.json"};
   if (std::find(kRunFiles.begin(), kRunFiles.end(), name) != kRunFiles.end()) return false;
   if (name.find(".index.") != std::string::npos && name.ends_with(".json")) return false;  // of shards, in whatever format
   if (name == "vocab.txt" || name == "merges.txt") return true;

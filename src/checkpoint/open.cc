@@ -6,8 +6,10 @@
 #include "base/file.h"
 #include "base/text.h"
 #include "checkpoint/gguf.h"
+#include "checkpoint/json.h"
 #include "checkpoint/model_folder.h"
 #include "checkpoint/npz.h"
+#include "checkpoint/quantized_view.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/torch_file.h"
 #include "weft/checkpoint.h"
@@ -107,6 +109,23 @@ std::shared_ptr<const Checkpoint> open_shards(const std::filesystem::path& index
   return open_safetensors_shards(index_path, index, named, std::move(warnings));
 }
 
+/// config.json, with what other files of the folder say about how the weights are packed where it says nothing.
+Json quantization_of_folder(const std::filesystem::path& folder) {
+  Json config = Json::Object{};
+  if (path_kind(folder / "config.json") == PathKind::file)
+    if (Json read = read_json_file(folder / "config.json"); read.is_object()) config = std::move(read);
+  if (config.find("quantization_config") != nullptr || config.find("compression_config") != nullptr) return config;
+  for (const auto& [name, method] : {std::pair("quantize_config.json", "gptq"), std::pair("quant_config.json", "awq")}) {
+    if (path_kind(folder / name) != PathKind::file) continue;
+    Json beside = read_json_file(folder / name);
+    if (!beside.is_object()) continue;
+    if (beside.find("quant_method") == nullptr) beside.set("quant_method", method);
+    config.set("quantization_config", std::move(beside));
+    break;
+  }
+  return config;
+}
+
 }  // namespace
 
 std::shared_ptr<const Checkpoint> open_weights_file(const std::filesystem::path& file, const std::filesystem::path& named,
@@ -129,6 +148,12 @@ std::shared_ptr<const Checkpoint> open_stored_model(std::string_view model, cons
   const std::filesystem::path path = resolve_model(model).path;
   if (path_kind(path) != PathKind::folder) return open_weights_file(path, path, {}, options);
   FolderWeights weights = find_weights(path);
+  std::shared_ptr<const Checkpoint> stored = open_weights_file(weights.file, path, weights.warnings, options);
+  if (!has_packed_tensors(*stored)) return stored;
+  std::string not_read;
+  std::shared_ptr<const Checkpoint> values = decode_quantized(stored, quantization_of_folder(path), not_read);
+  if (not_read.empty()) return values;
+  weights.warnings.push_back(std::move(not_read));
   return open_weights_file(weights.file, path, std::move(weights.warnings), options);
 }
 

@@ -17,6 +17,8 @@ using Syevd = void(const char* jobz, const char* uplo, const int* n, double* a, 
                    const int* liwork, int* info, std::size_t, std::size_t);
 using Gesdd = void(const char* jobz, const int* m, const int* n, double* a, const int* lda, double* s, double* u, const int* ldu, double* vt,
                    const int* ldvt, double* work, const int* lwork, int* iwork, int* info, std::size_t);
+using Potrf = void(const char* uplo, const int* n, double* a, const int* lda, int* info, std::size_t);
+using Trtri = void(const char* uplo, const char* diag, const int* n, double* a, const int* lda, int* info, std::size_t, std::size_t);
 using Geqp3 = void(const int* m, const int* n, double* a, const int* lda, int* jpvt, double* tau, double* work, const int* lwork, int* info);
 }
 
@@ -30,6 +32,8 @@ struct Library {
   Syevd* dsyevd = nullptr;
   Gesdd* dgesdd = nullptr;
   Geqp3* dgeqp3 = nullptr;
+  Potrf* dpotrf = nullptr;
+  Trtri* dtrtri = nullptr;
 };
 
 [[noreturn]] void not_there(const std::string& why) {
@@ -82,6 +86,8 @@ Library load() {
   find(library.dsyevd, "dsyevd_");
   find(library.dgesdd, "dgesdd_");
   find(library.dgeqp3, "dgeqp3_");
+  find(library.dpotrf, "dpotrf_");
+  find(library.dtrtri, "dtrtri_");
   decltype(&openblas_set_num_threads) set_num_threads = nullptr;
   find(set_num_threads, "openblas_set_num_threads");
   set_num_threads(1);
@@ -205,6 +211,21 @@ std::vector<std::int64_t> pivoted_qr(std::span<double> x, std::int64_t vectors, 
   std::vector<std::int64_t> taken(pivots.size());
   std::transform(pivots.begin(), pivots.end(), taken.begin(), [](int pivot) { return pivot - 1; });
   return taken;
+}
+
+// What is the lower triangle by rows is the upper one by columns.
+bool cholesky(std::span<double> matrix, std::int64_t n) {
+  const int size = dimension(n), lda = std::max(1, size);
+  int info = 0;
+  library().dpotrf("U", &size, matrix.data(), &lda, &info, 1);
+  return info == 0;
+}
+
+bool invert_lower(std::span<double> matrix, std::int64_t n) {
+  const int size = dimension(n), lda = std::max(1, size);
+  int info = 0;
+  library().dtrtri("U", "N", &size, matrix.data(), &lda, &info, 1, 1);
+  return info == 0;
 }
 
 }  // namespace weft::math

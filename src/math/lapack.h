@@ -45,4 +45,10 @@ struct Svd {
 /// - 1), holds column i of R (the rest is garbage), and pivots[i] is the vector that was taken i-th.
 [[nodiscard]] std::vector<std::int64_t> pivoted_qr(std::span<double> x, std::int64_t vectors, std::int64_t length);
 
+/// Makes of a symmetric positive definite matrix [n, n], given by its lower triangle, the lower triangle L with A = L L^T; what is above the diagonal
+/// is left as it was. False where the matrix is not positive definite (or holds NaN); it is then garbage.
+[[nodiscard]] bool cholesky(std::span<double> matrix, std::int64_t n);
+/// The inverse of a lower triangle, in its place. False where an element of the diagonal is 0.
+[[nodiscard]] bool invert_lower(std::span<double> matrix, std::int64_t n);
+
 }  // namespace weft::math

@@ -1,0 +1,282 @@
+#include "quantize/solver.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "math/lapack.h"
+
+namespace weft::quantize {
+namespace {
+
+using codec::Levels;
+using codec::QuantizedLinear;
+using codec::SliceFormat;
+using codec::SliceScale;
+
+std::int64_t group_of(const SolverOptions& options, std::int64_t columns) {
+  return options.group <= 0 || options.group > columns ? columns : options.group;
+}
+
+QuantizedLinear empty_linear(std::int64_t rows, std::int64_t columns, const SolverOptions& options) {
+  QuantizedLinear out;
+  out.rows = rows;
+  out.columns = columns;
+  out.levels = options.format.levels;
+  out.bits = options.format.code_bits();
+  out.group = group_of(options, columns);
+  out.scale_type = options.format.scale_type;
+  const bool integers = out.levels == Levels::integer;
+  out.symmetric = integers && options.format.zero != codec::Zero::affine && options.format.zero != codec::Zero::offset;
+  out.codes.resize(static_cast<std::size_t>(rows * columns));
+  out.scales.resize(static_cast<std::size_t>(rows * out.num_groups()));
+  if (integers) out.zeros.resize(out.scales.size());
+  return out;
+}
+
+void put_scale(QuantizedLinear& out, std::int64_t row, std::int64_t group, const SliceScale& scale) {
+  const auto at = static_cast<std::size_t>(row * out.num_groups() + group);
+  out.scales[at] = scale.scale;
+  if (!out.zeros.empty()) out.zeros[at] = scale.zero;
+}
+SliceScale scale_at(const QuantizedLinear& out, std::int64_t row, std::int64_t group) {
+  const auto at = static_cast<std::size_t>(row * out.num_groups() + group);
+  return {out.scales[at], out.zeros.empty() ? 0.0F : out.zeros[at]};
+}
+
+/// A symmetric matrix of damped H in working order, or the like of it.
+std::vector<double> ordered(std::span<const double> matrix, std::int64_t n, const std::vector<std::int64_t>& order) {
+  std::vector<double> out(static_cast<std::size_t>(n * n));
+  for (std::int64_t i = 0; i < n; ++i)
+    for (std::int64_t j = 0; j < n; ++j)
+      out[static_cast<std::size_t>(i * n + j)] =
+          matrix[static_cast<std::size_t>(order[static_cast<std::size_t>(i)] * n + order[static_cast<std::size_t>(j)])];
+  return out;
+}
+
+/// share * (strictly upper part of M U^T) U, M in working order.
+std::vector<double> projected(const std::vector<double>& matrix, const std::vector<double>& upper, std::int64_t n, double share) {
+  std::vector<double> inner(matrix.size()), out(matrix.size());
+  math::gemm(math::Transpose::no, math::Transpose::yes, n, n, n, 1.0, matrix.data(), n, upper.data(), n, 0.0, inner.data(), n);
+  for (std::int64_t i = 0; i < n; ++i)
+    for (std::int64_t j = 0; j <= i; ++j) inner[static_cast<std::size_t>(i * n + j)] = 0;
+  math::gemm(math::Transpose::no, math::Transpose::no, n, n, n, share, inner.data(), n, upper.data(), n, 0.0, out.data(), n);
+  for (std::int64_t i = 0; i < n; ++i)
+    for (std::int64_t j = 0; j <= i; ++j) out[static_cast<std::size_t>(i * n + j)] = 0;
+  return out;
+}
+
+}  // namespace
+
+QuantizedLinear round_to_nearest(std::span<const float> weights, std::int64_t rows, std::int64_t columns, const SolverOptions& options,
+                                 std::span<const float> importance) {
+  QuantizedLinear out = empty_linear(rows, columns, options);
+  for (std::int64_t r = 0; r < rows; ++r) {
+    for (std::int64_t g = 0; g < out.num_groups(); ++g) {
+      const std::int64_t first = g * out.group, count = std::min(out.group, columns - first);
+      const auto slice = weights.subspan(static_cast<std::size_t>(r * columns + first), static_cast<std::size_t>(count));
+      const SliceScale scale = codec::fit_slice(
+          slice, importance.empty() ? importance : importance.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count)),
+          options.format);
+      put_scale(out, r, g, scale);
+      for (std::int64_t c = 0; c < count; ++c)
+        out.codes[static_cast<std::size_t>(r * columns + first + c)] = codec::encode(slice[static_cast<std::size_t>(c)], scale, options.format);
+    }
+  }
+  return out;
+}
+
+Factor factorise(std::span<const double> gram, std::int64_t columns, const SolverOptions& options, std::span<const double> cross) {
+  const auto n = static_cast<std::size_t>(columns);
+  Factor factor;
+  factor.dead.resize(n);
+  factor.diagonal.resize(n);
+  std::vector<double> matrix(gram.begin(), gram.end());
+  double mean = 0;
+  bool finite = true;
+  for (std::size_t i = 0; i < n; ++i) {
+    double& own = matrix[i * n + i];
+    finite = finite && std::isfinite(own);
+    factor.diagonal[i] = static_cast<float>(own);
+    factor.dead[i] = !(own > 0);
+    if (!factor.dead[i]) mean += own;
+  }
+  factor.order.resize(n);
+  std::iota(factor.order.begin(), factor.order.end(), std::int64_t{0});
+  if (options.order == Order::by_activation)
+    std::stable_sort(factor.order.begin(), factor.order.end(), [&](std::int64_t a, std::int64_t b) {
+      return factor.diagonal[static_cast<std::size_t>(a)] > factor.diagonal[static_cast<std::size_t>(b)];
+    });
+  if (!finite || !(mean > 0) || !std::isfinite(mean)) return factor;
+  mean /= static_cast<double>(n);
+  for (std::size_t i = 0; i < n; ++i)
+    if (factor.dead[i]) matrix[i * n + i] = mean;
+
+  const std::vector<double> in_order = ordered(matrix, columns, factor.order);
+  constexpr double kMostDamping = 1000;
+  for (double damping = std::max(options.damping, 0.0); damping <= kMostDamping; damping = damping > 0 ? damping * 10 : 1e-6) {
+    // With both axes turned round, the lower factor L of H is an upper one, and so is its inverse: H^-1 = U^T U without inverting H.
+    std::vector<double> turned(n * n);
+    for (std::size_t i = 0; i < n; ++i)
+      for (std::size_t j = 0; j < n; ++j) turned[i * n + j] = in_order[(n - 1 - i) * n + (n - 1 - j)] + (i == j ? damping * mean : 0);
+    if (!math::cholesky(turned, columns) || !math::invert_lower(turned, columns)) continue;
+    factor.upper.assign(n * n, 0);
+    bool good = true;
+    for (std::size_t i = 0; i < n; ++i) {
+      for (std::size_t j = i; j < n; ++j) {
+        const double value = turned[(n - 1 - i) * n + (n - 1 - j)];
+        factor.upper[i * n + j] = value;
+        good = good && std::isfinite(value);
+      }
+      good = good && factor.upper[i * n + i] > 0;
+    }
+    if (!good) continue;
+    factor.damping = damping;
+    factor.usable = true;
+    break;
+  }
+  if (!factor.usable || cross.empty() || (options.drift == 0 && options.residual == 0)) return factor;
+  std::vector<double> drift = ordered(cross, columns, factor.order);
+  // A dead input has no say.
+  for (std::size_t i = 0; i < n; ++i)
+    for (std::size_t j = 0; j < n; ++j)
+      if (factor.dead[static_cast<std::size_t>(factor.order[j])]) drift[i * n + j] = 0;
+  if (options.drift != 0) factor.drift = projected(drift, factor.upper, columns, options.drift);
+  if (options.residual != 0) {
+    for (std::size_t i = 0; i < drift.size(); ++i) drift[i] += in_order[i];
+    factor.residual = projected(drift, factor.upper, columns, options.residual);
+  }
+  return factor;
+}
+
+QuantizedLinear prepare(std::int64_t rows, std::int64_t columns, const SolverOptions& options, const Factor& factor) {
+  QuantizedLinear out = empty_linear(rows, columns, options);
+  if (factor.usable && options.order == Order::by_activation && !options.static_groups && out.num_groups() > 1) {
+    out.group_of.resize(static_cast<std::size_t>(columns));
+    for (std::int64_t p = 0; p < columns; ++p)
+      out.group_of[static_cast<std::size_t>(factor.order[static_cast<std::size_t>(p)])] = static_cast<std::int32_t>(p / out.group);
+  }
+  return out;
+}
+
+void compensate_rows(std::span<const float> weights, const Factor& factor, const SolverOptions& options, std::int64_t first, std::int64_t count,
+                     QuantizedLinear& out) {
+  const std::int64_t n = out.columns;
+  const auto num_rows = static_cast<std::size_t>(count);
+  const bool fixed_scales = out.num_groups() == 1 || options.static_groups;
+  // A column after another, in working order; what nothing is read from becomes 0.
+  std::vector<double> work(static_cast<std::size_t>(n) * num_rows);
+  for (std::int64_t p = 0; p < n; ++p) {
+    const std::int64_t column = factor.order[static_cast<std::size_t>(p)];
+    if (factor.dead[static_cast<std::size_t>(column)]) continue;
+    for (std::int64_t r = 0; r < count; ++r)
+      work[static_cast<std::size_t>(p * count + r)] = weights[static_cast<std::size_t>((first + r) * n + column)];
+  }
+  std::vector<float> slice, importance;
+  const auto fit = [&](std::int64_t row, std::int64_t group, auto&& value_of) {
+    const std::int64_t begin = group * out.group, end = std::min(n, begin + out.group);
+    slice.clear();
+    importance.clear();
+    for (std::int64_t c = begin; c < end; ++c) value_of(c);
+    put_scale(out, row, group, codec::fit_slice(slice, importance, options.format));
+  };
+  if (fixed_scales) {
+    for (std::int64_t r = first; r < first + count; ++r)
+      for (std::int64_t g = 0; g < out.num_groups(); ++g)
+        fit(r, g, [&](std::int64_t c) {
+          slice.push_back(factor.dead[static_cast<std::size_t>(c)] ? 0.0F : weights[static_cast<std::size_t>(r * n + c)]);
+          importance.push_back(factor.diagonal[static_cast<std::size_t>(c)]);
+        });
+  }
+  // Blocks end where groups begin, so that no group is fitted to weights that an error has still to reach.
+  std::int64_t step = std::max<std::int64_t>(1, options.block);
+  if (!fixed_scales) step = out.group >= step ? out.group : step / out.group * out.group;
+  const bool drifts = !factor.drift.empty(), has_residual = !factor.residual.empty();
+  std::vector<double> errors(static_cast<std::size_t>(step) * num_rows), before, residual;
+  if (drifts) before.resize(errors.size());
+  if (has_residual) residual.resize(errors.size());
+  for (std::int64_t begin = 0; begin < n; begin += step) {
+    const std::int64_t end = std::min(n, begin + step);
+    for (std::int64_t p = begin; p < end; ++p) {
+      const std::int64_t column = factor.order[static_cast<std::size_t>(p)];
+      const std::int64_t group =
+          out.group_of.empty() ? (fixed_scales || options.order == Order::as_stored ? column / out.group : p / out.group) : p / out.group;
+      if (!fixed_scales && p % out.group == 0) {
+        for (std::int64_t r = 0; r < count; ++r)
+          fit(first + r, group, [&](std::int64_t c) {
+            slice.push_back(static_cast<float>(work[static_cast<std::size_t>(c * count + r)]));
+            importance.push_back(factor.diagonal[static_cast<std::size_t>(factor.order[static_cast<std::size_t>(c)])]);
+          });
+      }
+      const double* upper = factor.upper.data() + p * n;
+      double* values = work.data() + p * count;
+      double* error = errors.data() + (p - begin) * count;
+      for (std::int64_t r = 0; r < count; ++r) {
+        const SliceScale scale = scale_at(out, first + r, group);
+        const std::uint8_t code = codec::encode(static_cast<float>(values[r]), scale, options.format);
+        out.codes[static_cast<std::size_t>((first + r) * n + column)] = code;
+        error[r] = (values[r] - static_cast<double>(codec::decode(code, scale, options.format))) / upper[p];
+        if (drifts) before[static_cast<std::size_t>((p - begin) * count + r)] = values[r];
+        if (has_residual)
+          residual[static_cast<std::size_t>((p - begin) * count + r)] = weights[static_cast<std::size_t>((first + r) * n + column)] - values[r];
+      }
+      for (std::int64_t q = p + 1; q < end; ++q) {
+        double* next = work.data() + q * count;
+        const double share = upper[q];
+        for (std::int64_t r = 0; r < count; ++r) next[r] -= error[r] * share;
+        if (drifts) {
+          const double* w = before.data() + (p - begin) * count;
+          const double drift = factor.drift[static_cast<std::size_t>(p * n + q)];
+          for (std::int64_t r = 0; r < count; ++r) next[r] += w[r] * drift;
+        }
+        if (has_residual) {
+          const double* w = residual.data() + (p - begin) * count;
+          const double term = factor.residual[static_cast<std::size_t>(p * n + q)];
+          for (std::int64_t r = 0; r < count; ++r) next[r] += w[r] * term;
+        }
+      }
+    }
+    if (end == n) break;
+    // What the block's errors do to all that follows.
+    const auto follow = [&](double share, const std::vector<double>& matrix, const std::vector<double>& values) {
+      math::gemm(math::Transpose::yes, math::Transpose::no, n - end, count, end - begin, share, matrix.data() + begin * n + end, n, values.data(),
+                 count, 1.0, work.data() + end * count, count);
+    };
+    follow(-1, factor.upper, errors);
+    if (drifts) follow(1, factor.drift, before);
+    if (has_residual) follow(1, factor.residual, residual);
+  }
+}
+
+QuantizedLinear compensate(std::span<const float> weights, std::int64_t rows, std::int64_t columns, const Factor& factor,
+                           const SolverOptions& options) {
+  if (!factor.usable) return round_to_nearest(weights, rows, columns, options);
+  QuantizedLinear out = prepare(rows, columns, options, factor);
+  compensate_rows(weights, factor, options, 0, rows, out);
+  return out;
+}
+
+double quadratic_form(std::span<const float> difference, std::int64_t rows, std::int64_t columns, std::span<const double> gram) {
+  constexpr std::int64_t kRows = 64;
+  const auto n = static_cast<std::size_t>(columns);
+  double sum = 0;
+  std::vector<double> d(kRows * n), product(kRows * n);
+  for (std::int64_t first = 0; first < rows; first += kRows) {
+    const std::int64_t count = std::min(kRows, rows - first);
+    for (std::size_t i = 0; i < static_cast<std::size_t>(count) * n; ++i) d[i] = difference[static_cast<std::size_t>(first) * n + i];
+    math::gemm(math::Transpose::no, math::Transpose::no, count, columns, columns, 1.0, d.data(), columns, gram.data(), columns, 0.0, product.data(),
+               columns);
+    for (std::size_t i = 0; i < static_cast<std::size_t>(count) * n; ++i) sum += d[i] * product[i];
+  }
+  return sum;
+}
+
+double relative_loss(std::span<const float> weights, std::span<const float> quantized, std::int64_t rows, std::int64_t columns,
+                     std::span<const double> gram) {
+  std::vector<float> difference(weights.size());
+  for (std::size_t i = 0; i < difference.size(); ++i) difference[i] = quantized[i] - weights[i];
+  const double lost = quadratic_form(difference, rows, columns, gram), whole = quadratic_form(weights, rows, columns, gram);
+  return whole > 0 ? std::max(0.0, lost) / whole : lost > 0 ? 1 : 0;
+}
+
+}  // namespace weft::quantize

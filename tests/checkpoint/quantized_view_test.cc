@@ -1,0 +1,290 @@
+#include "checkpoint/quantized_view.h"
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <filesystem>
+#include <functional>
+
+#include "codec/packed_linear.h"
+#include "support/errors.h"
+#include "support/golden.h"
+#include "support/memory_checkpoint.h"
+
+namespace weft {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::GoldenModel;
+using testing::GoldenTensor;
+using testing::MemoryCheckpoint;
+
+const fs::path kGoldens = fs::path(WEFT_SOURCE_DIR) / "../shared/golden/quantize";
+
+MemoryCheckpoint::Tensor tensor_of(std::string name, const GoldenTensor& golden) {
+  MemoryCheckpoint::Tensor out{std::move(name), *dtype_from_name(golden.dtype), golden.shape, {}};
+  const auto bytes = std::as_bytes(std::span(golden.bytes));
+  out.bytes.assign(bytes.begin(), bytes.end());
+  return out;
+}
+
+/// The tensors "CASE.*" of a golden as those of module "model.layers.0.mlp.up_proj".
+std::vector<MemoryCheckpoint::Tensor> module_of(const GoldenModel& golden, const std::string& name, std::initializer_list<std::string_view> without) {
+  std::vector<MemoryCheckpoint::Tensor> tensors;
+  for (const auto& [key, value] : golden) {
+    if (!key.starts_with(name + ".")) continue;
+    const std::string part = key.substr(name.size() + 1);
+    if (std::find(without.begin(), without.end(), part) != without.end() || part.starts_with("nested")) continue;
+    tensors.push_back(tensor_of("model.layers.0.mlp.up_proj." + part, value));
+  }
+  return tensors;
+}
+
+std::vector<std::byte> read_in_pieces(const Checkpoint& checkpoint, const TensorInfo& tensor, std::size_t piece) {
+  std::vector<std::byte> bytes(tensor.size_bytes);
+  for (std::size_t at = 0; at < bytes.size(); at += piece)
+    checkpoint.read_bytes(tensor, at, std::span(bytes).subspan(at, std::min(piece, bytes.size() - at)));
+  return bytes;
+}
+
+Json config_of(const std::string& quantization) {
+  return parse_json("{\"torch_dtype\": \"bfloat16\", \"quantization_config\": " + quantization + "}", "config.json");
+}
+
+void expect_decoded(const std::vector<MemoryCheckpoint::Tensor>& tensors, const Json& config, const GoldenTensor& expected) {
+  std::string not_read;
+  const auto view = decode_quantized(std::make_shared<MemoryCheckpoint>(tensors), config, not_read);
+  EXPECT_EQ(not_read, "");
+  ASSERT_EQ(view->tensors().size(), 1u);
+  const TensorInfo& tensor = view->tensors().front();
+  EXPECT_EQ(tensor.name, "model.layers.0.mlp.up_proj.weight");
+  EXPECT_EQ(to_string(tensor.dtype), expected.dtype);
+  EXPECT_EQ(tensor.shape, expected.shape);
+  EXPECT_FALSE(tensor.stored_as.empty());
+  EXPECT_LT(0u, tensor.stored_bytes);
+  for (const std::size_t piece : {std::size_t{1} << 20, std::size_t{1000}, std::size_t{7777}}) {
+    const std::vector<std::byte> bytes = read_in_pieces(*view, tensor, piece);
+    ASSERT_EQ(bytes.size(), expected.bytes.size());
+    EXPECT_EQ(std::memcmp(bytes.data(), expected.bytes.data(), bytes.size()), 0);
+  }
+}
+
+TEST(QuantizedView, gptq_weights_are_what_gptqmodel_makes_of_them) {
+  if (!fs::exists(kGoldens)) GTEST_SKIP() << "no reference data beside the repository";
+  const GoldenModel golden = testing::read_safetensors(kGoldens / "gptq_awq.safetensors");
+  const Json index = read_json_file(kGoldens / "gptq_awq.json");
+  for (const auto& [name, what] : *index.find("packed")->object()) {
+    SCOPED_TRACE(name);
+    expect_decoded(module_of(golden, name, {"codes", "zeros", "decoded"}),
+                   config_of(fmt::format(R"({{"quant_method": "gptq", "bits": {}, "group_size": {}, "checkpoint_format": "{}", "sym": {}}})",
+                                         *what.find("bits")->integer(), *what.find("group_size")->integer(), *what.find("format")->string(),
+                                         name.ends_with("sym"))),
+                   golden.at(name + ".decoded"));
+  }
+  for (const auto& [name, what] : *index.find("from_models")->object()) {
+    SCOPED_TRACE(name);
+    if (*what.find("quantization_config")->find("quant_method")->string() != "gptq") continue;  // has a test of its own
+    for (const Json& layer : *what.find("layers")->array()) {
+      const std::string prefix = name + "." + *layer.string();
+      expect_decoded(module_of(golden, prefix, {"decoded"}), config_of(write_json(*what.find("quantization_config"))),
+                     golden.at(prefix + ".decoded"));
+      // The file beside the weights says the same.
+      if (const Json* beside = what.find("quantize_config.json"); beside->is_object())
+        expect_decoded(module_of(golden, prefix, {"decoded"}), config_of(write_json(*beside)), golden.at(prefix + ".decoded"));
+    }
+  }
+}
+
+TEST(QuantizedView, awq_weights_are_what_autoawq_makes_of_them) {
+  if (!fs::exists(kGoldens)) GTEST_SKIP() << "no reference data beside the repository";
+  const GoldenModel golden = testing::read_safetensors(kGoldens / "awq.safetensors");
+  const Json index = read_json_file(kGoldens / "awq.json");
+  for (const int group : {32, 64, 128}) {
+    // The tool decodes only its gemm form; both were packed from the same codes.
+    const GoldenTensor& decoded = golden.at(fmt::format("awq.gemm.g{}.decoded", group));
+    for (const char* version : {"gemm", "gemv"})
+      expect_decoded(
+          module_of(golden, fmt::format("awq.{}.g{}", version, group), {"codes", "zeros", "decoded"}),
+          config_of(fmt::format(R"({{"quant_method": "awq", "bits": 4, "group_size": {}, "zero_point": true, "version": "{}"}})", group, version)),
+          decoded);
+  }
+  const Json& model = *index.find("from_model");
+  const std::string prefix = *model.find("name")->string() + "." + *model.find("layer")->string();
+  expect_decoded(module_of(golden, prefix, {"decoded"}), config_of(write_json(*model.find("quantization_config"))), golden.at(prefix + ".decoded"));
+}
+
+TEST(QuantizedView, compressed_tensors_are_what_the_tool_makes_of_them) {
+  if (!fs::exists(kGoldens)) GTEST_SKIP() << "no reference data beside the repository";
+  const GoldenModel golden = testing::read_safetensors(kGoldens / "compressed_tensors.safetensors");
+  const Json index = read_json_file(kGoldens / "compressed_tensors.json");
+  for (const auto& [name, what] : *index.find("items")->object()) {
+    if (what.find("error") != nullptr) continue;
+    SCOPED_TRACE(name);
+    Json group = *what.find("scheme");
+    expect_decoded(
+        module_of(golden, name, {"decompressed"}),
+        config_of(fmt::format(R"({{"quant_method": "compressed-tensors", "format": "{}", "version": "0.20.0", "quantization_status": "compressed",
+                                             "ignore": ["lm_head"], "config_groups": {{"group_0": {}}}}})",
+                              *what.find("format")->string(), write_json(group))),
+        golden.at(name + ".decompressed"));
+  }
+}
+
+TEST(QuantizedView, bitsandbytes_weights_are_what_their_layout_says) {
+  if (!fs::exists(kGoldens)) GTEST_SKIP() << "no reference data beside the repository";
+  const GoldenModel golden = testing::read_safetensors(kGoldens / "bitsandbytes.safetensors");
+  const Json index = read_json_file(kGoldens / "bitsandbytes.json");
+  for (const auto& [name, what] : *index.find("items")->object()) {
+    if (name.ends_with(".int8")) continue;
+    SCOPED_TRACE(name);
+    std::vector<MemoryCheckpoint::Tensor> tensors;
+    for (const auto& [key, value] : golden)
+      if (key == name + ".weight" || key.starts_with(name + ".weight."))
+        tensors.push_back(tensor_of("model.layers.0.mlp.up_proj" + key.substr(name.size()), value));
+    expect_decoded(tensors, config_of(R"({"quant_method": "bitsandbytes", "load_in_4bit": true})"), golden.at(name + ".dequantized"));
+  }
+  for (const char* name : {"real", "odd"}) {
+    const GoldenTensor& codes = golden.at(fmt::format("{}.int8.weight", name));
+    const std::vector<double> scales = golden.at(fmt::format("{}.int8.SCB", name)).values();
+    const std::vector<float> values = testing::values_of(DType::i8, std::as_bytes(std::span(codes.bytes)));
+    std::string not_read;
+    const auto view = decode_quantized(
+        std::make_shared<MemoryCheckpoint>(module_of(golden, fmt::format("{}.int8", name), {})),
+        parse_json(R"({"torch_dtype": "float32", "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": true}})", "config"),
+        not_read);
+    const std::vector<std::byte> bytes = read_in_pieces(*view, view->tensors().front(), 4096);
+    const std::vector<float> got = testing::values_of(DType::f32, bytes);
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      const double expected = values[i] * scales[i / static_cast<std::size_t>(codes.shape[1])] / 127;
+      ASSERT_NEAR(got[i], expected, 1.5e-7 * std::abs(expected));
+    }
+  }
+}
+
+// ---- What is not right ---------------------------------------------------------------------------------------------------------------------
+
+/// A small GPTQ matrix, packed by ourselves.
+std::vector<MemoryCheckpoint::Tensor> small_gptq() {
+  codec::QuantizedLinear linear;
+  linear.rows = 32;
+  linear.columns = 64;
+  linear.group = 32;
+  linear.codes.resize(32 * 64);
+  for (std::size_t i = 0; i < linear.codes.size(); ++i) linear.codes[i] = static_cast<std::uint8_t>(i * 7 % 16);
+  linear.scales.assign(64, 0.5F);
+  linear.zeros.assign(64, 8);
+  std::vector<MemoryCheckpoint::Tensor> tensors;
+  for (codec::StoredTensor& part : codec::write_gptq(linear, codec::GptqFormat::v1))
+    tensors.push_back({"m." + part.name, part.dtype, part.shape, std::move(part.bytes)});
+  tensors.push_back({"norm.weight", DType::f32, {2}, std::vector<std::byte>(8)});
+  return tensors;
+}
+const char* kSmall = R"({"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": true, "desc_act": false})";
+
+std::shared_ptr<const Checkpoint> open(std::vector<MemoryCheckpoint::Tensor> tensors, const std::string& config = kSmall) {
+  std::string not_read;
+  auto view = decode_quantized(std::make_shared<MemoryCheckpoint>(std::move(tensors)), config_of(config), not_read);
+  if (!not_read.empty()) throw Error(ErrorCode::unsupported, not_read);
+  return view;
+}
+void read(const std::shared_ptr<const Checkpoint>& view) { static_cast<void>(read_in_pieces(*view, view->tensor("m.weight"), 1 << 20)); }
+
+TEST(QuantizedView, plain_tensors_stay_as_they_are_and_the_config_forgets_the_packing) {
+  const auto view = open(small_gptq());
+  ASSERT_EQ(view->tensors().size(), 2u);
+  EXPECT_EQ(view->tensor("norm.weight").dtype, DType::f32);
+  EXPECT_EQ(view->tensor("m.weight").stored_as, "GPTQ4");
+  EXPECT_EQ(view->tensor("m.weight").stored_bytes, 32u * 64 / 2 + 2 * 32 / 2 + 2 * 32 * 2 + 64 * 4);
+  Json config = config_of(kSmall);
+  drop_quantization(*view, config);
+  EXPECT_EQ(config.find("quantization_config"), nullptr);
+  config = config_of(kSmall);
+  drop_quantization(MemoryCheckpoint(small_gptq()), config);
+  EXPECT_NE(config.find("quantization_config"), nullptr) << "packed tensors need it";
+  config = config_of(R"({"quant_method": "mxfp4"})");
+  drop_quantization(*view, config);
+  EXPECT_NE(config.find("quantization_config"), nullptr) << "what is not known is left alone";
+}
+
+TEST(QuantizedView, zero_points_of_version_2_under_the_label_of_version_1_are_recognised) {
+  std::vector<MemoryCheckpoint::Tensor> tensors = small_gptq();
+  const std::vector<std::byte> right = read_in_pieces(*open(tensors), open(tensors)->tensor("m.weight"), 4096);
+  for (MemoryCheckpoint::Tensor& tensor : tensors)
+    if (tensor.name == "m.qzeros") std::fill(tensor.bytes.begin(), tensor.bytes.end(), std::byte{0x88});
+  const auto view = open(tensors);
+  EXPECT_EQ(read_in_pieces(*view, view->tensor("m.weight"), 4096), right);
+  ASSERT_EQ(view->warnings().size(), 1u);
+  EXPECT_THAT(view->warnings().front(), ::testing::HasSubstr("version 2"));
+}
+
+TEST(QuantizedView, layers_that_the_config_treats_apart_are_read_by_their_own_rule) {
+  const std::string config =
+      R"({"quant_method": "gptq", "bits": 2, "group_size": 128, "dynamic": {"-:other": {}, "+:^m$": {"bits": 4, "group_size": 32}}})";
+  EXPECT_EQ(open(small_gptq(), config)->tensor("m.weight").shape, (Shape{32, 64}));
+}
+
+TEST(QuantizedView, damaged_parts_are_refused_by_name) {
+  const auto changed = [](const std::string& name, const std::function<void(MemoryCheckpoint::Tensor&)>& change) {
+    std::vector<MemoryCheckpoint::Tensor> tensors = small_gptq();
+    for (MemoryCheckpoint::Tensor& tensor : tensors)
+      if (tensor.name == name) change(tensor);
+    return tensors;
+  };
+  const auto without = [](const std::string& name) {
+    std::vector<MemoryCheckpoint::Tensor> tensors = small_gptq();
+    std::erase_if(tensors, [&](const MemoryCheckpoint::Tensor& tensor) { return tensor.name == name; });
+    return tensors;
+  };
+  EXPECT_WEFT_ERROR(open(without("m.scales")), corrupt, "lacks its part 'scales'");
+  EXPECT_WEFT_ERROR(open(without("m.qzeros")), corrupt, "lacks its part 'qzeros'");
+  EXPECT_NO_THROW(read(open(without("m.g_idx"))));
+  EXPECT_WEFT_ERROR(read(open(changed("m.g_idx", [](auto& t) { t.bytes[40] = std::byte{9}; }))), corrupt, "group 9");
+  EXPECT_WEFT_ERROR(read(open(changed("m.g_idx", [](auto& t) { t.bytes[43] = std::byte{0x80}; }))), corrupt, "group -");
+  EXPECT_WEFT_ERROR(read(open(changed("m.scales", [](auto& t) { t.bytes[1] = std::byte{0x7C}, t.bytes[0] = std::byte{0}; }))), corrupt,
+                    "NaN or infinite");
+  EXPECT_WEFT_ERROR(open(changed("m.scales", [](auto& t) { t.shape = {4, 16}; })), corrupt, "m.scales");
+  EXPECT_WEFT_ERROR(open(changed("m.qzeros", [](auto& t) { t.dtype = DType::f32; })), corrupt, "m.qzeros");
+  EXPECT_WEFT_ERROR(open(changed("m.qweight", [](auto& t) { t.shape = {4, 64}; })), corrupt, "m.");
+  std::vector<MemoryCheckpoint::Tensor> both = small_gptq();
+  both.push_back({"m.weight", DType::f32, {1}, std::vector<std::byte>(4)});
+  EXPECT_WEFT_ERROR(open(both), corrupt, "both packed and plain");
+}
+
+TEST(QuantizedView, configs_that_make_no_sense_are_refused_before_anything_is_shifted) {
+  const auto with = [](const char* more) { return open(small_gptq(), std::string(R"({"quant_method": "gptq", )") + more + "}"); };
+  EXPECT_WEFT_ERROR(with(R"("bits": 0)"), unsupported, "0 bits");
+  EXPECT_WEFT_ERROR(with(R"("bits": 33)"), unsupported, "33 bits");
+  EXPECT_WEFT_ERROR(with(R"("bits": "4")"), unsupported, "no integer");
+  EXPECT_WEFT_ERROR(with(R"("bits": 4, "group_size": 0)"), unsupported, "group size of 0");
+  EXPECT_WEFT_ERROR(with(R"("bits": 4, "group_size": -7)"), unsupported, "group size of -7");
+  EXPECT_WEFT_ERROR(with(R"("bits": 4, "checkpoint_format": "marlin")"), unsupported, "marlin");
+  EXPECT_WEFT_ERROR(with(R"("bits": 4, "is_marlin_format": true)"), unsupported, "marlin");
+  EXPECT_WEFT_ERROR(with(R"("bits": 4, "pack_dtype": "int8")"), unsupported, "int8");
+  EXPECT_WEFT_ERROR(with(R"("bits": 4, "dynamic": {"+:(": {}})"), unsupported, "cannot be read");
+  EXPECT_WEFT_ERROR(with(R"("bits": 3, "group_size": 32)"), corrupt, "m.qweight");
+  EXPECT_WEFT_ERROR(with(R"("bits": 4, "group_size": 16)"), corrupt, "4 groups");
+  EXPECT_WEFT_ERROR(open(small_gptq(), R"({"quant_method": "unheard"})"), unsupported, "'unheard'");
+  const std::string compressed =
+      R"({"quant_method": "compressed-tensors", "config_groups": {"g": {"targets": ["re:x["], "weights": {"num_bits": 4}}}})";
+  std::vector<MemoryCheckpoint::Tensor> tensors = {{"m.weight_packed", DType::i32, {2, 1}, std::vector<std::byte>(8)},
+                                                   {"m.weight_scale", DType::f16, {2, 1}, std::vector<std::byte>(4)},
+                                                   {"m.weight_shape", DType::i64, {2}, std::vector<std::byte>(16)}};
+  EXPECT_WEFT_ERROR(open(tensors, compressed), unsupported, "cannot be read");
+  const std::string right =
+      R"({"quant_method": "compressed-tensors", "config_groups": {"g": {"targets": ["Linear"], "weights": {"num_bits": 4, "strategy": "channel"}}}})";
+  const auto shaped = [&](std::int64_t rows, std::int64_t columns) {
+    const std::int64_t shape[2] = {rows, columns};
+    std::memcpy(tensors[2].bytes.data(), shape, 16);
+    return open(tensors, right);
+  };
+  EXPECT_NO_THROW(shaped(2, 8));
+  EXPECT_NO_THROW(shaped(2, 5));
+  EXPECT_WEFT_ERROR(shaped(2, 9), corrupt, "cannot hold 9");
+  EXPECT_WEFT_ERROR(shaped(2, std::int64_t{1} << 62), corrupt, "weight_shape");
+  EXPECT_WEFT_ERROR(shaped(2, -8), corrupt, "weight_shape");
+  EXPECT_WEFT_ERROR(shaped(3, 8), corrupt, "weight_shape");
+}
+
+}  // namespace
+}  // namespace weft
