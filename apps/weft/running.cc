@@ -16,10 +16,12 @@ constexpr std::uint64_t kMaxFileBytes = std::uint64_t{1} << 30;
 
 void add_running_options(Command& command, RunningOptions& options) {
   command.group("Model");
-  Option& precision =
-      command.value({"--precision"}, "HOW", options.precision, "float32 throughout, or fast: weights and large products may be bfloat16");
+  Option& precision = command.value(
+      {"--precision"}, "HOW", options.precision,
+      "float32 throughout; fast: weights and large products may be bfloat16; int8: the layers' matrices and the inputs of large products "
+      "are rounded to 8 bits, which is several times faster and changes answers a little");
   precision.kind = ValueKind::choice;
-  precision.choices = {"float32", "fast"};
+  precision.choices = {"float32", "fast", "int8"};
   precision.default_text = "float32";
   Option& overlay = command.custom({"--overlay"}, "ADAPTER", "an adapter that is put over the model; may be given again",
                                    [&options](const std::string& text) { options.overlays.push_back(text); });
@@ -30,7 +32,7 @@ void add_running_options(Command& command, RunningOptions& options) {
 
 void fill_running(Console& console, const RunningOptions& from, RunOptions& to) {
   console.fill(to);
-  to.precision = from.precision == "fast" ? Precision::fast : Precision::float32;
+  to.precision = from.precision == "fast" ? Precision::fast : from.precision == "int8" ? Precision::int8 : Precision::float32;
 }
 
 std::string with_overlays(const std::string& model, const RunningOptions& options) {

@@ -14,6 +14,8 @@ namespace weft {
 enum class Precision : std::uint8_t {
   float32,  ///< every product in float32; weights of 16 bits stay so in memory, since their values are the same
   fast,     ///< weights and the inputs of large products may be rounded to bfloat16
+  int8,     ///< the layers' matrices are rounded to 8 bits, with a step for each output, and the inputs of large products likewise, with one for each
+            ///< token; embedding, head and routers as fast has them
 };
 
 /// What every command that runs a model takes. memory_bytes bounds weights and activations; a model that is larger runs block by block.

@@ -135,7 +135,12 @@ struct Generator::State {
     out.prompt_tokens = prompt.size();
     out.finish_reason = "length";
     model::Sampler sampler(sampling, options.seed, num_texts++);
-    const auto state = network.new_state();
+    // The last token is not run. A text may end before that, but a refusal after minutes helps nobody.
+    std::uint64_t most = prompt.size() + std::max<std::uint64_t>(options.max_tokens, 1) - 1;
+    if (network.config().positions == model::PositionKind::learned) most = std::min(most, static_cast<std::uint64_t>(network.config().context));
+    const auto all_tokens = static_cast<std::int64_t>(most);
+    running.make_room(network.sequence_bytes(all_tokens, static_cast<std::int64_t>(prompt.size())));
+    const auto state = network.new_state(all_tokens);
     std::vector<std::uint32_t> seen(prompt.begin(), prompt.end());
     std::vector<std::uint32_t> next = seen;
     std::vector<float> logits(static_cast<std::size_t>(network.config().vocab));

@@ -97,11 +97,18 @@ const model::Tokenizer& RunningModel::tokenizer(std::string_view why) {
 }
 
 std::size_t RunningModel::rows_at_once() const {
-  constexpr std::size_t kUsual = 2048;
-  if (network_->is_resident()) return kUsual;
+  constexpr std::uint64_t kFew = 64, kUsual = 2048;
   const std::uint64_t budget = MemoryBudget(options_.memory_bytes).limit_bytes();
   const std::uint64_t row_bytes = static_cast<std::uint64_t>(config().hidden + 2 * config().kv_heads * config().head_dim) * sizeof(float);
-  return static_cast<std::size_t>(std::clamp<std::uint64_t>(budget / 8 / row_bytes, kUsual, std::uint64_t{1} << 20));
+  if (network_->is_resident())
+    return static_cast<std::size_t>(std::clamp((budget - std::min(budget, network_->weight_bytes())) / 4 / row_bytes, kFew, kUsual));
+  return static_cast<std::size_t>(std::clamp(budget / 8 / row_bytes, kFew, std::uint64_t{1} << 20));
+}
+
+void RunningModel::make_room(std::uint64_t size_bytes) {
+  const std::size_t known = network_->warnings().size();
+  network_->make_room(size_bytes);
+  for (const std::string& warning : network_->warnings().subspan(known)) warn(warning);
 }
 
 void RunningModel::check_cancelled() const {

@@ -47,6 +47,8 @@ class RunningModel {
 
   /// How many rows to run at once: many where every run reads the weights anew.
   [[nodiscard]] std::size_t rows_at_once() const;
+  /// Network::make_room, telling its warnings.
+  void make_room(std::uint64_t size_bytes);
   /// Throws interrupted when the job was cancelled.
   void check_cancelled() const;
 

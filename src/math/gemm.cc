@@ -47,6 +47,7 @@ struct Library {
   std::string about;
   bool has_bf16 = false;
   bool has_amx = false;
+  bool has_vnni = false;
   dnnl_engine_t engine = nullptr;
 
 #define WEFT_DNNL(name) decltype(&::name) name = nullptr;
@@ -82,6 +83,7 @@ struct Library {
     const auto has = [isa](dnnl_cpu_isa_t wanted) { return (isa & wanted) == wanted; };
     has_amx = has(dnnl_cpu_isa_avx512_core_amx);
     has_bf16 = has(dnnl_cpu_isa_avx512_core);  // emulated below avx512_core_bf16
+    has_vnni = has(dnnl_cpu_isa_avx512_core_vnni) || has(dnnl_cpu_isa_avx2_vnni);
     about = "oneDNN " + std::to_string(version->major) + "." + std::to_string(version->minor) + "." + std::to_string(version->patch) +
             (has_amx                              ? " (AMX)"
              : has(dnnl_cpu_isa_avx512_core_bf16) ? " (AVX-512, bfloat16)"
@@ -110,12 +112,19 @@ void check(dnnl_status_t status, const char* what) {
               std::string("oneDNN cannot ") + what + " (status " + std::to_string(static_cast<int>(status)) + ")");
 }
 
+/// What is multiplied, and what comes out.
+struct ProductTypes {
+  dnnl_data_type_t a, b, out;
+};
+constexpr ProductTypes kBf16 = {dnnl_bf16, dnnl_bf16, dnnl_f32};
+constexpr ProductTypes kInt8 = {dnnl_u8, dnnl_s8, dnnl_s32};
+
 /// A product of one shape, prepared; for one thread.
-class Bf16Product {
+class Product {
  public:
   using Shape = std::array<std::size_t, 6>;  // m, n, k, lda, ldb, ldo
 
-  Bf16Product(const Library& library, const Shape& shape) : library_(library) {
+  Product(const Library& library, const ProductTypes& types, const Shape& shape) : library_(library) {
     const auto [m, n, k, lda, ldb, ldo] = shape;
     const auto describe = [&](std::size_t rows, std::size_t columns, std::size_t row_step, std::size_t column_step, dnnl_data_type_t type) {
       const dnnl_dims_t dims = {static_cast<dnnl_dim_t>(rows), static_cast<dnnl_dim_t>(columns)};
@@ -124,9 +133,9 @@ class Bf16Product {
       check(library.dnnl_memory_desc_init_by_strides(&desc, 2, dims, type, steps), "describe a matrix");
       return desc;
     };
-    const dnnl_memory_desc_t a = describe(m, k, lda, 1, dnnl_bf16);
-    const dnnl_memory_desc_t b = describe(k, n, 1, ldb, dnnl_bf16);
-    const dnnl_memory_desc_t out = describe(m, n, ldo, 1, dnnl_f32);
+    const dnnl_memory_desc_t a = describe(m, k, lda, 1, types.a);
+    const dnnl_memory_desc_t b = describe(k, n, 1, ldb, types.b);
+    const dnnl_memory_desc_t out = describe(m, n, ldo, 1, types.out);
     dnnl_matmul_desc_t desc;
     check(library.dnnl_matmul_desc_init(&desc, &a, &b, nullptr, &out), "describe a product");
     dnnl_primitive_attr_t attributes = nullptr;
@@ -135,7 +144,7 @@ class Bf16Product {
     dnnl_primitive_desc_t primitive_desc = nullptr;
     const dnnl_status_t status = library.dnnl_primitive_desc_create(&primitive_desc, &desc, attributes, library.engine, nullptr);
     library.dnnl_primitive_attr_destroy(attributes);
-    check(status, "choose a product of bfloat16");
+    check(status, "choose a product of small numbers");
     const dnnl_memory_desc_t* scratch = library.dnnl_primitive_desc_query_md(primitive_desc, dnnl_query_scratchpad_md, 0);
     scratch_.resize(library.dnnl_memory_desc_get_size(scratch));
     const auto memory = [&](const dnnl_memory_desc_t* of, void* data) {
@@ -151,16 +160,16 @@ class Bf16Product {
     check(made, "compile a product");
     check(library.dnnl_stream_create(&stream_, library.engine, dnnl_stream_default_flags), "open a stream");
   }
-  ~Bf16Product() {
+  ~Product() {
     library_.dnnl_primitive_destroy(primitive_);
     for (const dnnl_exec_arg_t& argument : arguments_) library_.dnnl_memory_destroy(argument.memory);
   }
-  Bf16Product(const Bf16Product&) = delete;
-  Bf16Product& operator=(const Bf16Product&) = delete;
+  Product(const Product&) = delete;
+  Product& operator=(const Product&) = delete;
 
-  void run(const std::uint16_t* a, const std::uint16_t* b, float* out) {
-    library_.dnnl_memory_set_data_handle(arguments_[0].memory, const_cast<std::uint16_t*>(a));
-    library_.dnnl_memory_set_data_handle(arguments_[1].memory, const_cast<std::uint16_t*>(b));
+  void run(const void* a, const void* b, void* out) {
+    library_.dnnl_memory_set_data_handle(arguments_[0].memory, const_cast<void*>(a));
+    library_.dnnl_memory_set_data_handle(arguments_[1].memory, const_cast<void*>(b));
     library_.dnnl_memory_set_data_handle(arguments_[2].memory, out);
     check(library_.dnnl_primitive_execute(primitive_, stream_, static_cast<int>(arguments_.size()), arguments_.data()), "multiply");
   }
@@ -172,6 +181,19 @@ class Bf16Product {
   std::array<dnnl_exec_arg_t, 4> arguments_{};
   std::vector<std::uint8_t> scratch_;
 };
+
+/// Prepared products are kept for each thread: preparing one costs a tenth of a millisecond. A long run sees few shapes; hostile ones must not fill
+/// memory.
+void run_product(const ProductTypes& types, const Product::Shape& shape, const void* a, const void* b, void* out) {
+  const Library& library = Library::get();
+  if (library.handle == nullptr) throw Error(ErrorCode::internal, "products of small numbers need oneDNN: " + library.about);
+  library.one_thread();
+  thread_local std::map<std::pair<dnnl_data_type_t, Product::Shape>, std::unique_ptr<Product>> products;
+  if (products.size() > 256) products.clear();
+  std::unique_ptr<Product>& product = products[{types.a, shape}];
+  if (!product) product = std::make_unique<Product>(library, types, shape);
+  product->run(a, b, out);
+}
 
 void plain_nt(std::size_t m, std::size_t n, std::size_t k, const float* a, std::size_t lda, const float* b, std::size_t ldb, float* out,
               std::size_t ldo) {
@@ -251,21 +273,19 @@ bool prefers_bf16_products() {
 void gemm_bf16_nt(std::size_t m, std::size_t n, std::size_t k, const std::uint16_t* a, std::size_t lda, const std::uint16_t* b, std::size_t ldb,
                   float* out, std::size_t ldo) {
   if (m == 0 || n == 0) return;
+  if (k == 0) throw Error(ErrorCode::internal, "a product over nothing");
+  run_product(kBf16, {m, n, k, lda, ldb, ldo}, a, b, out);
+}
+
+bool has_int8_products() {
   const Library& library = Library::get();
-  if (library.handle == nullptr || k == 0) throw Error(ErrorCode::internal, "products of bfloat16 need oneDNN: " + library.about);
-  library.one_thread();
-  // Kept for each thread: preparing one costs a tenth of a millisecond. A long run sees few shapes; hostile ones must not fill memory.
-  thread_local std::map<Bf16Product::Shape, std::unique_ptr<Bf16Product>> products;
-  std::unique_ptr<Bf16Product>& product = products[{m, n, k, lda, ldb, ldo}];
-  if (!product) {
-    if (products.size() > 256) {
-      products.clear();
-      gemm_bf16_nt(m, n, k, a, lda, b, ldb, out, ldo);
-      return;
-    }
-    product = std::make_unique<Bf16Product>(library, Bf16Product::Shape{m, n, k, lda, ldb, ldo});
-  }
-  product->run(a, b, out);
+  return library.handle != nullptr && library.has_vnni;
+}
+void gemm_u8s8_nt(std::size_t m, std::size_t n, std::size_t k, const std::uint8_t* a, std::size_t lda, const std::int8_t* b, std::size_t ldb,
+                  std::int32_t* out, std::size_t ldo) {
+  if (m == 0 || n == 0) return;
+  if (k == 0 || k > kMostInt8Columns) throw Error(ErrorCode::internal, "a product of 8-bit integers over too few or too many");
+  run_product(kInt8, {m, n, k, lda, ldb, ldo}, a, b, out);
 }
 
 std::string gemm_library() { return Library::get().about; }

@@ -27,6 +27,13 @@ void gemm_tn(std::size_t m, std::size_t n, std::size_t k, const float* a, std::s
 void gemm_bf16_nt(std::size_t m, std::size_t n, std::size_t k, const std::uint16_t* a, std::size_t lda, const std::uint16_t* b, std::size_t ldb,
                   float* out, std::size_t ldo);
 
+/// Whether there are products of 8-bit integers that lose nothing (instructions that add them up in 32 bits: VNNI).
+[[nodiscard]] bool has_int8_products();
+/// out[i, j] = sum_k a[i, k] b[j, k], exactly; k is at most kMostInt8Columns, so that no sum overflows.
+void gemm_u8s8_nt(std::size_t m, std::size_t n, std::size_t k, const std::uint8_t* a, std::size_t lda, const std::int8_t* b, std::size_t ldb,
+                  std::int32_t* out, std::size_t ldo);
+inline constexpr std::size_t kMostInt8Columns = (std::size_t{1} << 31) / (256 * 128);
+
 /// "oneDNN 2.6.0 (avx512_core_bf16)", or why there is none.
 [[nodiscard]] std::string gemm_library();
 

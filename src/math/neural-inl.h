@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "hwy/cache_control.h"
 #include "hwy/contrib/math/math-inl.h"
 #include "math/simd-inl.h"
 
@@ -47,6 +48,15 @@ struct StoredF16 {
   }
 };
 
+struct StoredI8 {
+  static constexpr std::size_t kBytes = 1;
+  static HWY_INLINE VF Load(DF d, const std::uint8_t* p) {
+    const hn::Rebind<std::int8_t, DF> d8;
+    const hn::RebindToSigned<DF> d32;
+    return hn::ConvertTo(d, hn::PromoteTo(d32, hn::LoadU(d8, reinterpret_cast<const std::int8_t*>(p))));
+  }
+};
+
 /// The last n < kFloats elements, zero-padded: the same body then runs on them.
 template <class Stored>
 HWY_INLINE VF LoadTail(DF d, const std::uint8_t* p, std::size_t n) {
@@ -73,15 +83,23 @@ HWY_INLINE void RowBlock(const std::uint8_t* weights, std::size_t columns, const
   VF sums[kRows][kTokens];
   for (std::size_t r = 0; r < kRows; ++r)
     for (std::size_t t = 0; t < kTokens; ++t) sums[r][t] = hn::Zero(d);
-  std::size_t k = 0;
-  for (; k + kFloats <= columns; k += kFloats) {
+  const auto step = [&](std::size_t k) HWY_ATTR {
     VF inputs[kTokens];
     for (std::size_t t = 0; t < kTokens; ++t) inputs[t] = hn::LoadU(d, x + t * x_stride + k);
     for (std::size_t r = 0; r < kRows; ++r) {
       const VF w = Stored::Load(d, weights + r * row_bytes + k * Stored::kBytes);
       for (std::size_t t = 0; t < kTokens; ++t) sums[r][t] = hn::MulAdd(w, inputs[t], sums[r][t]);
     }
-  }
+  };
+  std::size_t k = 0;
+  // A cache line of each row at a time, and another asked for: what the CPU asks for by itself is not enough to keep memory busy.
+  constexpr std::size_t kLine = 64 / Stored::kBytes, kAhead = 1024;
+  if constexpr (kLine >= kFloats)
+    for (; k + kLine <= columns; k += kLine) {
+      for (std::size_t r = 0; r < kRows; ++r) hwy::Prefetch(weights + r * row_bytes + k * Stored::kBytes + kAhead);
+      for (std::size_t part = 0; part < kLine; part += kFloats) step(k + part);
+    }
+  for (; k + kFloats <= columns; k += kFloats) step(k);
   if (k < columns)
     for (std::size_t r = 0; r < kRows; ++r) {
       const VF w = LoadTail<Stored>(d, weights + r * row_bytes + k * Stored::kBytes, columns - k);
@@ -124,6 +142,11 @@ void RowProductsBf16(const std::uint8_t* w, std::size_t rows, std::size_t column
 void RowProductsF16(const std::uint8_t* w, std::size_t rows, std::size_t columns, const float* x, std::size_t x_stride, std::size_t tokens,
                     float* out, std::size_t out_stride) {
   RowProductsOf<StoredF16>(w, rows, columns, x, x_stride, tokens, out, out_stride);
+}
+
+void RowProductsI8(const std::uint8_t* w, std::size_t rows, std::size_t columns, const float* x, std::size_t x_stride, std::size_t tokens, float* out,
+                   std::size_t out_stride) {
+  RowProductsOf<StoredI8>(w, rows, columns, x, x_stride, tokens, out, out_stride);
 }
 
 // ---- Rows
@@ -171,6 +194,56 @@ void AddScaled(float factor, const float* x, float* out, std::size_t n) {
   const DF d;
   const VF scale = hn::Set(d, factor);
   Map(out, out, n, [&](VF v, std::size_t i, std::size_t count) { return hn::MulAdd(scale, Beside(d, x, i, count), v); });
+}
+
+/// x / step, rounded, plus shift, as bytes: the values fit into 8 bits of either kind.
+float Quantize(const float* x, std::uint8_t* out, int shift, std::size_t n) {
+  const DF d;
+  const hn::RebindToSigned<DF> d32;
+  const hn::Rebind<std::uint8_t, DF> d8;
+  VF most = hn::Zero(d), poison = hn::Zero(d);
+  std::size_t i = 0;
+  const auto look = [&](VF v) {
+    most = hn::Max(most, hn::Abs(v));
+    poison = hn::MulAdd(v, hn::Zero(d), poison);  // NaN once something was not finite
+  };
+  for (; i + kFloats <= n; i += kFloats) look(hn::LoadU(d, x + i));
+  if (i < n) look(LoadTail(d, x + i, n - i));
+  const float largest = hn::GetLane(hn::MaxOfLanes(d, most));
+  const float bad = Sum(d, poison);
+  const bool is_finite = bad == 0;
+  const float step = largest / 127.0F;
+  const VF inverse = hn::Set(d, is_finite && step > 0 ? 127.0F / largest : 0.0F);
+  const auto offset = hn::Set(d32, shift), low_byte = hn::Set(d32, 255);
+  const auto convert = [&](VF v) {
+    if (!is_finite) v = hn::Zero(d);
+    const VF scaled = hn::Min(hn::Max(hn::Mul(v, inverse), hn::Set(d, -127.0F)), hn::Set(d, 127.0F));
+    return hn::DemoteTo(d8, hn::And(hn::Add(hn::NearestInt(scaled), offset), low_byte));
+  };
+  for (i = 0; i + kFloats <= n; i += kFloats) hn::StoreU(convert(hn::LoadU(d, x + i)), d8, out + i);
+  if (i < n) {
+    HWY_ALIGN std::uint8_t whole[kFloats];
+    hn::StoreU(convert(LoadTail(d, x + i, n - i)), d8, whole);
+    std::memcpy(out + i, whole, n - i);
+  }
+  return is_finite ? step : bad;
+}
+
+void Rescale(const std::int32_t* sums, const std::int32_t* offsets, float factor, const float* steps, float* out, std::size_t n) {
+  const DF d;
+  const hn::RebindToSigned<DF> d32;
+  const VF by = hn::Set(d, factor);
+  std::size_t i = 0;
+  for (; i + kFloats <= n; i += kFloats) {
+    const VF sum = hn::ConvertTo(d, hn::Sub(hn::LoadU(d32, sums + i), hn::LoadU(d32, offsets + i)));
+    hn::StoreU(hn::Mul(sum, hn::Mul(by, hn::LoadU(d, steps + i))), d, out + i);
+  }
+  for (; i < n; ++i) out[i] = static_cast<float>(sums[i] - offsets[i]) * (factor * steps[i]);
+}
+
+void MultiplyBy(const float* factors, float* x, std::size_t n) {
+  const DF d;
+  Map(x, x, n, [&](VF v, std::size_t i, std::size_t count) { return hn::Mul(v, Beside(d, factors, i, count)); });
 }
 
 void RmsNorm(const float* x, const float* weight, float offset, float eps, float* out, std::size_t n) {

@@ -20,6 +20,10 @@ namespace weft::math {
 HWY_EXPORT(RowProductsF32);
 HWY_EXPORT(RowProductsBf16);
 HWY_EXPORT(RowProductsF16);
+HWY_EXPORT(RowProductsI8);
+HWY_EXPORT(Quantize);
+HWY_EXPORT(Rescale);
+HWY_EXPORT(MultiplyBy);
 HWY_EXPORT(DotF32);
 HWY_EXPORT(AddScaled);
 HWY_EXPORT(RmsNorm);
@@ -38,10 +42,21 @@ void row_products(DType dtype, const std::byte* weights, std::size_t rows, std::
       return HWY_DYNAMIC_DISPATCH(RowProductsBf16)(bytes, rows, columns, x, x_stride, tokens, out, out_stride);
     case DType::f16:
       return HWY_DYNAMIC_DISPATCH(RowProductsF16)(bytes, rows, columns, x, x_stride, tokens, out, out_stride);
+    case DType::i8:
+      return HWY_DYNAMIC_DISPATCH(RowProductsI8)(bytes, rows, columns, x, x_stride, tokens, out, out_stride);
     default:
       throw Error(ErrorCode::internal, "no product with rows of type " + std::string(to_string(dtype)));
   }
 }
+
+float quantize_int8(const float* x, std::int8_t* out, std::size_t n) {
+  return HWY_DYNAMIC_DISPATCH(Quantize)(x, reinterpret_cast<std::uint8_t*>(out), 0, n);
+}
+float quantize_uint8(const float* x, std::uint8_t* out, std::size_t n) { return HWY_DYNAMIC_DISPATCH(Quantize)(x, out, 128, n); }
+void rescale(const std::int32_t* sums, const std::int32_t* offsets, float factor, const float* steps, float* out, std::size_t n) {
+  HWY_DYNAMIC_DISPATCH(Rescale)(sums, offsets, factor, steps, out, n);
+}
+void multiply_by(const float* factors, float* x, std::size_t n) { HWY_DYNAMIC_DISPATCH(MultiplyBy)(factors, x, n); }
 
 float dot_f32(const float* x, const float* y, std::size_t n) { return HWY_DYNAMIC_DISPATCH(DotF32)(x, y, n); }
 void add_scaled(float factor, const float* x, float* out, std::size_t n) { HWY_DYNAMIC_DISPATCH(AddScaled)(factor, x, out, n); }

@@ -10,12 +10,23 @@
 namespace weft::math {
 
 /// Types that row_products reads as they are stored.
-[[nodiscard]] constexpr bool has_row_products(DType dtype) noexcept { return dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16; }
+[[nodiscard]] constexpr bool has_row_products(DType dtype) noexcept {
+  return dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16 || dtype == DType::i8;
+}
 
 /// out[t * out_stride + r] = sum_k weights[r, k] x[t * x_stride + k] for r < rows, t < tokens: a matrix with few rows of x, as one token has, at the
 /// speed at which the weights are read. weights: [rows, columns] packed, of a type that has_row_products.
 void row_products(DType dtype, const std::byte* weights, std::size_t rows, std::size_t columns, const float* x, std::size_t x_stride,
                   std::size_t tokens, float* out, std::size_t out_stride);
+
+/// out[i] = round(x[i] / step), -127 to 127; returns step, the largest |x[i]| / 127 (NaN when some x[i] is NaN or infinite, and 0 for zeros).
+[[nodiscard]] float quantize_int8(const float* x, std::int8_t* out, std::size_t n);
+/// The same with 128 added.
+[[nodiscard]] float quantize_uint8(const float* x, std::uint8_t* out, std::size_t n);
+/// out[i] = (sums[i] - offsets[i]) * (factor * steps[i]).
+void rescale(const std::int32_t* sums, const std::int32_t* offsets, float factor, const float* steps, float* out, std::size_t n);
+/// x[i] *= factors[i].
+void multiply_by(const float* factors, float* x, std::size_t n);
 
 /// sum_k x[k] y[k] in float32.
 [[nodiscard]] float dot_f32(const float* x, const float* y, std::size_t n);

@@ -33,6 +33,9 @@ class GatedDelta final : public Mixer {
   }
 
   [[nodiscard]] std::unique_ptr<MixerState> new_state() const override { return std::make_unique<FastWeights>(o_.heads, o_.key_dim * o_.value_dim); }
+  [[nodiscard]] std::uint64_t state_bytes(std::int64_t, std::int64_t) const override {
+    return std::uint64_t{sizeof(float)} * o_.heads * o_.key_dim * o_.value_dim;
+  }
 
   void step(const MixerRun& run) const override {
     std::vector<float> q(o_.key_dim), k(o_.key_dim), error(o_.value_dim);

@@ -16,6 +16,8 @@ class MixerState {
  public:
   virtual ~MixerState() = default;
   [[nodiscard]] virtual std::uint64_t size_bytes() const noexcept = 0;
+  /// Makes room for that many tokens in all, so that growing later moves nothing.
+  virtual void reserve(std::int64_t num_tokens) { (void)num_tokens; }
 };
 
 /// The next tokens of one sequence. Rows of different tokens are `stride` floats apart.
@@ -46,6 +48,8 @@ class Mixer {
   virtual ~Mixer() = default;
   /// Of a sequence that has not begun.
   [[nodiscard]] virtual std::unique_ptr<MixerState> new_state() const = 0;
+  /// What the state of a sequence takes after that many tokens, of which at most `at_once` came together, if they were reserved for.
+  [[nodiscard]] virtual std::uint64_t state_bytes(std::int64_t num_tokens, std::int64_t at_once) const = 0;
   /// Appends each run's tokens to its state and writes what they read. Runs have different states. Results do not depend on the number of threads.
   virtual void chunk(std::span<const MixerRun> runs, ThreadTeam& team, MixerTap* tap = nullptr) const = 0;
   /// The same for one token of one sequence, on this thread.

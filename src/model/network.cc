@@ -69,7 +69,8 @@ struct Network::State {
   std::vector<std::string> warnings;
   std::vector<std::unique_ptr<Mixer>> mixers;  ///< one a layer
   bool resident = true;
-  std::uint64_t total_bytes = 0;
+  std::uint64_t total_bytes = 0;  ///< of all weights
+  std::uint64_t least_bytes = 0;  ///< of those that are in memory at once when blocks are read anew each time
 
   // What is in memory.
   std::optional<InputWeights> input_read;
@@ -111,15 +112,67 @@ struct Network::State {
       largest = std::max(largest, reader->block_bytes(i));
       total_bytes += reader->block_bytes(i);
     }
+    least_bytes = ends + largest;
     resident = total_bytes <= budget;
     if (resident) return;
-    if (const std::uint64_t least = ends + largest; least > budget)
+    if (least_bytes > budget)
       throw Error(
           ErrorCode::out_of_memory,
-          fmt::format("the embedding, the head and one block take {} in memory, but the budget is {}", format_size(least), format_size(budget)),
+          fmt::format("the embedding, the head and one block take {} in memory, but the budget is {}", format_size(least_bytes), format_size(budget)),
           {.file = reader->checkpoint().path().string()}, "raise it with --memory");
     warnings.push_back(fmt::format("the weights take {} and the budget is {}: blocks are read anew each time; --memory raises it",
                                    format_size(total_bytes), format_size(budget)));
+  }
+
+  /// What running that many rows needs: the rows themselves, their angles, and what lies between the layers of a block.
+  [[nodiscard]] std::uint64_t rows_bytes(std::uint64_t rows) const {
+    const auto hidden = static_cast<std::uint64_t>(config.hidden);
+    const auto heads = static_cast<std::uint64_t>(config.heads + config.kv_heads) * static_cast<std::uint64_t>(config.head_dim);
+    std::uint64_t turn = 0;
+    for (const RopeConfig& rope : config.ropes) turn += static_cast<std::uint64_t>(rope.dims);
+    const std::uint64_t between = 4 * hidden + 2 * heads + reader->widest_rows();
+    return checked_mul(rows, (hidden + turn) * sizeof(float), "the size of activations") +
+           std::min<std::uint64_t>(rows, kSliceRows) * between * sizeof(float);
+  }
+  [[nodiscard]] std::uint64_t state_bytes(std::int64_t num_tokens, std::int64_t at_once) const {
+    std::uint64_t total = 0;
+    for (const auto& mixer : mixers) total = checked_add(total, mixer->state_bytes(num_tokens, at_once), "the size of a sequence's state");
+    return total;
+  }
+
+  bool make_room(std::uint64_t size_bytes) {
+    const std::uint64_t budget = MemoryBudget(options.memory_bytes).limit_bytes();
+    if (resident && checked_add(total_bytes, size_bytes, "the size of a run") <= budget) return true;
+    if (const std::uint64_t least = checked_add(least_bytes, size_bytes, "the size of a run"); least > budget)
+      throw Error(
+          ErrorCode::out_of_memory,
+          fmt::format("sequences as long as these take {} in memory beside {} of weights that must be there at once, {} in all, but the budget is {}",
+                      format_size(size_bytes), format_size(least_bytes), format_size(least), format_size(budget)),
+          {.file = reader->checkpoint().path().string()}, "raise it with --memory, or give it fewer tokens at once");
+    if (resident) {
+      resident = false;
+      for (std::optional<BlockWeights>& block : blocks) block.reset();
+      warnings.push_back(
+          fmt::format("the weights take {}, these sequences {} and the budget is {}: blocks are read anew each time; --memory raises it",
+                      format_size(total_bytes), format_size(size_bytes), format_size(budget)));
+    }
+    return false;
+  }
+
+  /// Counts what a run adds.
+  void admit_run(std::span<const TokenChunk> chunks) {
+    std::uint64_t rows = 0, bytes = 0;
+    for (const TokenChunk& chunk : chunks) {
+      const auto tokens = static_cast<std::int64_t>(chunk.ids.size());
+      rows += chunk.ids.size();
+      std::uint64_t of_chunk = 0;
+      if (chunk.state != nullptr)
+        of_chunk = state_bytes(chunk.state->num_tokens_ + tokens, tokens);
+      else  // remembered for one layer at a time
+        for (const auto& mixer : mixers) of_chunk = std::max(of_chunk, mixer->state_bytes(tokens, tokens));
+      bytes = checked_add(bytes, of_chunk, "the size of a run");
+    }
+    make_room(checked_add(bytes, rows_bytes(rows), "the size of a run"));
   }
 
   const InputWeights& input_weights() {
@@ -470,6 +523,7 @@ struct Network::State {
 
   std::vector<float> run(const Network& network, std::span<const TokenChunk> chunks, NetworkTap* tap) {
     check_tokens(chunks);
+    admit_run(chunks);
     std::size_t num_rows = 0;
     for (const TokenChunk& chunk : chunks) num_rows += chunk.ids.size();
     std::vector<float> x = embed(chunks, num_rows);
@@ -490,6 +544,8 @@ struct Network::State {
     const std::vector<Slice> cut = slices(chunks);
     for (std::size_t layer = 0; layer < config.layers.size(); ++layer) {
       const BlockWeights& block = block_weights(layer);
+      for (std::size_t c = 0; c < chunks.size(); ++c)
+        if (chunks[c].state == nullptr) pass.states[c]->layers_[layer]->reserve(static_cast<std::int64_t>(chunks[c].ids.size()));
       for (const Slice& slice : cut) run_block(block, layer, slice, pass, x.data() + slice.first_row * hidden);
       check_finite(x, chunks, static_cast<int>(layer));
       if (tap != nullptr) tap->block_output(static_cast<int>(layer), {x.data(), num_rows, hidden, hidden});
@@ -553,11 +609,18 @@ std::uint64_t Network::weight_bytes() const noexcept { return state_->total_byte
 bool Network::has_head() const noexcept { return state_->reader->has_head(); }
 bool Network::has_pooler() const noexcept { return state_->reader->has_pooler(); }
 
-std::unique_ptr<SequenceState> Network::new_state() const {
+std::unique_ptr<SequenceState> Network::new_state(std::int64_t expected_tokens) const {
   auto state = std::make_unique<SequenceState>();
-  for (const auto& mixer : state_->mixers) state->layers_.push_back(mixer->new_state());
+  for (const auto& mixer : state_->mixers) {
+    state->layers_.push_back(mixer->new_state());
+    state->layers_.back()->reserve(expected_tokens);
+  }
   return state;
 }
+std::uint64_t Network::sequence_bytes(std::int64_t num_tokens, std::int64_t at_once) const {
+  return checked_add(state_->state_bytes(num_tokens, at_once), state_->rows_bytes(static_cast<std::uint64_t>(at_once)), "the size of a run");
+}
+bool Network::make_room(std::uint64_t size_bytes) { return state_->make_room(size_bytes); }
 
 std::vector<float> Network::run(std::span<const TokenChunk> chunks, NetworkTap* tap) { return state_->run(*this, chunks, tap); }
 

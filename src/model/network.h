@@ -19,8 +19,9 @@ namespace weft::model {
 struct NetworkOptions {
   Precision precision = Precision::float32;
   int threads = 0;  ///< 0: as many as the machine has
-  std::uint64_t memory_bytes =
-      0;  ///< for weights and activations; 0: a quarter of RAM. A model that is larger is read anew, block by block, each time
+  /// For weights, activations and what is remembered of sequences; 0: a quarter of RAM. Weights that do not fit are read anew, block by block, each
+  /// time.
+  std::uint64_t memory_bytes = 0;
   bool allow_non_finite = false;
 };
 
@@ -78,7 +79,13 @@ class Network {
   /// Of the weights that one token reads.
   [[nodiscard]] std::uint64_t weight_bytes() const noexcept;
 
-  [[nodiscard]] std::unique_ptr<SequenceState> new_state() const;
+  /// Of a sequence that will have that many tokens; 0: not known.
+  [[nodiscard]] std::unique_ptr<SequenceState> new_state(std::int64_t expected_tokens = 0) const;
+  /// What a sequence of that many tokens takes in memory, beside the weights: its state, which stays, and what running `at_once` of them needs.
+  [[nodiscard]] std::uint64_t sequence_bytes(std::int64_t num_tokens, std::int64_t at_once) const;
+  /// Counts sequences of sequence_bytes() against memory_bytes before they run: when they do not fit beside all weights, blocks are read anew each
+  /// time (a new warning says so). Returns whether the weights stay. run() does it for its own tokens. Errors: out_of_memory, with both numbers.
+  bool make_room(std::uint64_t size_bytes);
 
   /// Runs the tokens through all blocks. Returns the output of the last block, before the final norm: [tokens of all chunks, hidden]. The longest
   /// position of a chunk decides about frequencies that depend on the length. Errors: invalid_argument for an id beyond the vocabulary, no tokens, or

@@ -32,10 +32,21 @@ class Cache final : public MixerState {
     return total;
   }
 
+  /// Keys that may be held at once: with a window, what no later token can see is dropped, but rarely, since what stays is moved.
+  [[nodiscard]] static std::int64_t most_keys(std::int64_t window, std::int64_t num_tokens, std::int64_t at_once) {
+    return window > 0 ? std::min(num_tokens, limit(window) + at_once) : num_tokens;
+  }
+  void reserve(std::int64_t num_tokens) override {
+    const auto keys = static_cast<std::size_t>(window_ > 0 ? std::min(num_tokens, limit(window_)) : num_tokens);
+    for (HeadCache& head : heads_) {
+      head.keys.reserve(keys * head_dim_);
+      head.values.reserve(keys * head_dim_);
+    }
+  }
+
   /// Makes room for the tokens; append() then fills it, head by head.
   void begin(std::size_t num_tokens) {
-    // What no later token can see is dropped, but rarely, since what stays is moved.
-    if (window_ > 0 && count_ > 2 * window_ + 64) {
+    if (window_ > 0 && count_ > limit(window_)) {
       const std::int64_t dropped = count_ - window_;
       for (HeadCache& head : heads_)
         for (std::vector<float>* rows : {&head.keys, &head.values})
@@ -66,6 +77,7 @@ class Cache final : public MixerState {
   [[nodiscard]] std::int64_t next() const { return next_; }  ///< position of the first token of the present run
 
  private:
+  [[nodiscard]] static std::int64_t limit(std::int64_t window) { return 2 * window + 64; }
   std::vector<HeadCache> heads_;
   std::size_t head_dim_;
   std::int64_t window_;
@@ -80,6 +92,10 @@ class SoftmaxAttention final : public Mixer {
 
   [[nodiscard]] std::unique_ptr<MixerState> new_state() const override {
     return std::make_unique<Cache>(o_.key_heads, o_.head_dim, o_.causal ? o_.window : 0);
+  }
+  [[nodiscard]] std::uint64_t state_bytes(std::int64_t num_tokens, std::int64_t at_once) const override {
+    const auto keys = static_cast<std::uint64_t>(Cache::most_keys(o_.causal ? o_.window : 0, num_tokens, at_once));
+    return checked_mul(keys, std::uint64_t{2 * sizeof(float)} * o_.key_heads * o_.head_dim, "the size of a cache of keys and values");
   }
 
   void step(const MixerRun& run) const override {

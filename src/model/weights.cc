@@ -34,6 +34,39 @@ bool is_bias_name(std::string_view name) { return name.ends_with(".bias") || nam
 void decode_rows(const Linear& linear, std::size_t first_row, std::size_t num_rows, float* out) {
   const std::size_t row_bytes = bytes_of(linear.dtype, linear.columns);
   math::decode(linear.dtype, {linear.weight.data() + first_row * row_bytes, num_rows * row_bytes}, {out, num_rows * linear.columns});
+  if (linear.dtype != DType::i8) return;
+  for (std::size_t r = 0; r < num_rows; ++r)
+    for (std::size_t c = 0; c < linear.columns; ++c) out[r * linear.columns + c] *= linear.steps[first_row + r];
+}
+
+/// Row r of an i8 matrix, from its values.
+void quantize_row(Linear& linear, std::size_t r, const float* values) {
+  auto* row = reinterpret_cast<std::int8_t*>(linear.weight.data()) + r * linear.columns;
+  linear.steps[r] = math::quantize_int8(values, row, linear.columns);
+  std::int32_t sum = 0;
+  for (std::size_t c = 0; c < linear.columns; ++c) sum += row[c];
+  linear.offsets[r] = 128 * sum;
+}
+
+/// Whether --precision int8 rounds matrices of this role: those that most of the time and of the memory goes to.
+bool is_rounded_to_int8(Role role) {
+  switch (role) {
+    case Role::q:
+    case Role::k:
+    case Role::v:
+    case Role::qkv:
+    case Role::o:
+    case Role::gate:
+    case Role::up:
+    case Role::gate_up:
+    case Role::down:
+    case Role::shared_gate:
+    case Role::shared_up:
+    case Role::shared_down:
+      return true;
+    default:
+      return false;
+  }
 }
 
 }  // namespace
@@ -64,6 +97,8 @@ void apply_linear(const Linear& linear, const float* x, std::size_t x_stride, st
       const std::size_t first = unit * share;
       const std::size_t count = std::min(share, n - first);
       math::row_products(linear.dtype, linear.weight.data() + first * row_bytes, count, k, x, x_stride, num_rows, out + first, out_stride);
+      if (linear.dtype == DType::i8)
+        for (std::size_t t = 0; t < num_rows; ++t) math::multiply_by(linear.steps.data() + first, out + t * out_stride + first, count);
       add_bias(first, count);
     });
     return;
@@ -87,6 +122,27 @@ void apply_linear(const Linear& linear, const float* x, std::size_t x_stride, st
     });
     return;
   }
+  if (linear.dtype == DType::i8 && k <= math::kMostInt8Columns && math::has_int8_products()) {
+    std::vector<std::uint8_t> rounded(num_rows * k);
+    std::vector<float> steps(num_rows);
+    team.for_each((num_rows + 31) / 32, [&](std::size_t unit, int) {
+      for (std::size_t t = unit * 32; t < std::min(num_rows, unit * 32 + 32); ++t)
+        steps[t] = math::quantize_uint8(x + t * x_stride, rounded.data() + t * k, k);
+    });
+    team.for_each(num_tiles, [&](std::size_t unit, int) {
+      const std::size_t first = unit * tile;
+      const std::size_t count = std::min(tile, n - first);
+      thread_local std::vector<std::int32_t> sums;
+      sums.resize(num_rows * count);
+      math::gemm_u8s8_nt(num_rows, count, k, rounded.data(), k, reinterpret_cast<const std::int8_t*>(linear.weight.data()) + first * k, k,
+                         sums.data(), count);
+      for (std::size_t t = 0; t < num_rows; ++t)
+        math::rescale(sums.data() + t * count, linear.offsets.data() + first, steps[t], linear.steps.data() + first, out + t * out_stride + first,
+                      count);
+      add_bias(first, count);
+    });
+    return;
+  }
   team.for_each(num_tiles, [&](std::size_t unit, int) {
     const std::size_t first = unit * tile;
     const std::size_t count = std::min(tile, n - first);
@@ -106,6 +162,8 @@ void apply_linear(const Linear& linear, const float* x, std::size_t x_stride, st
       math::gemm_nt(num_rows, count, width, x + begin, x_stride, weights, weights_stride, out + first, out_stride,
                     begin == 0 ? math::Sum::replace : math::Sum::add);
     }
+    if (linear.dtype == DType::i8)
+      for (std::size_t t = 0; t < num_rows; ++t) math::multiply_by(linear.steps.data() + first, out + t * out_stride + first, count);
     add_bias(first, count);
   });
 }
@@ -126,6 +184,13 @@ WeightReader::WeightReader(std::shared_ptr<const Checkpoint> checkpoint, const J
     for (const Found& found : *group) used.insert(found.tensor->name);
   for (const Group& group : blocks_)
     for (const Found& found : group) used.insert(found.tensor->name);
+  for (const Group& group : blocks_)
+    for (const Found& found : group)
+      if (const Role role = found.slot.role; !found.is_bias && found.tensor->shape.size() == 2) {
+        const auto outputs = static_cast<std::uint64_t>(found.tensor->shape[found.slot.transposed ? 1 : 0]);
+        const bool is_half = role == Role::gate || role == Role::up || role == Role::shared_gate || role == Role::shared_up;
+        if (is_half || role == Role::gate_up) widest_rows_ = std::max(widest_rows_, is_half ? 2 * outputs : outputs);
+      }
   std::size_t unknown = 0;
   std::string first;
   for (const TensorInfo& tensor : checkpoint_->tensors()) {
@@ -206,8 +271,9 @@ const WeightReader::Found* WeightReader::find(const Group& group, Role role, boo
 
 // ---- Reading
 
-DType WeightReader::stored_as(DType dtype) const {
-  if (precision_ == Precision::fast) return DType::bf16;
+DType WeightReader::stored_as(DType dtype, Role role) const {
+  if (precision_ == Precision::int8 && is_rounded_to_int8(role)) return DType::i8;
+  if (precision_ != Precision::float32) return DType::bf16;
   switch (dtype) {
     case DType::bf16:
     case DType::f16:
@@ -249,14 +315,18 @@ Linear WeightReader::linear(const Group& group, std::span<const Role> roles, Thr
       has_bias = has_bias || find(group, role, true, expert) != nullptr;
     }
   if (parts.empty()) return out;
-  out.dtype = stored_as(parts.front()->tensor->dtype);
+  out.dtype = stored_as(parts.front()->tensor->dtype, parts.front()->slot.role);
   for (const Found* part : parts) {
     const Shape& shape = part->tensor->shape;
     WEFT_ASSERT(shape.size() == 2);
     out.rows += static_cast<std::size_t>(shape[part->slot.transposed ? 1 : 0]);
     out.columns = static_cast<std::size_t>(shape[part->slot.transposed ? 0 : 1]);
     // Parts of different types meet in the type that holds both.
-    if (stored_as(part->tensor->dtype) != out.dtype) out.dtype = DType::f32;
+    if (stored_as(part->tensor->dtype, part->slot.role) != out.dtype) out.dtype = DType::f32;
+  }
+  if (out.dtype == DType::i8) {
+    out.steps.resize(out.rows);
+    out.offsets.resize(out.rows);
   }
   const std::size_t columns = out.columns;
   out.weight = AlignedBytes(checked_size(checked_mul(out.rows, bytes_of(out.dtype, columns), "the size of a matrix"), "the size of a matrix"));
@@ -277,7 +347,18 @@ Linear WeightReader::linear(const Group& group, std::span<const Role> roles, Thr
     const std::size_t row_bytes = bytes_of(out.dtype, columns);
     const std::size_t rows_at_once = std::max<std::size_t>(1, kReadBytes / std::max<std::size_t>(stored_row_bytes, 1));
     const bool is_copy = tensor.dtype == out.dtype && !is_transposed && layout == Rows::plain;
-    team.for_each((stored_rows + rows_at_once - 1) / rows_at_once, [&](std::size_t unit, int) {
+    const bool is_turned = is_transposed && out.dtype == DType::i8;
+    if (is_turned) {
+      // The step of a row is known when all of it is. Models that store their matrices so are small enough to be read whole.
+      const std::vector<float> values = vector(*part);
+      team.for_each(stored_columns, [&](std::size_t r, int) {
+        std::vector<float> row(columns);
+        for (std::size_t c = 0; c < columns; ++c) row[c] = values[c * stored_columns + r];
+        quantize_row(out, first_row + target(r), row.data());
+      });
+    }
+    const std::size_t num_units = is_turned ? 0 : (stored_rows + rows_at_once - 1) / rows_at_once;
+    team.for_each(num_units, [&](std::size_t unit, int) {
       const std::size_t begin = unit * rows_at_once, count = std::min(rows_at_once, stored_rows - begin);
       if (is_copy) {
         part->source->read_bytes(tensor, begin * stored_row_bytes, out.weight.span().subspan((first_row + begin) * row_bytes, count * row_bytes));
@@ -287,6 +368,10 @@ Linear WeightReader::linear(const Group& group, std::span<const Role> roles, Thr
       std::vector<float> values(count * stored_columns);
       part->source->read_bytes(tensor, begin * stored_row_bytes, stored);
       math::decode(tensor.dtype, stored, values);
+      if (!is_transposed && out.dtype == DType::i8) {
+        for (std::size_t r = 0; r < count; ++r) quantize_row(out, first_row + target(begin + r), values.data() + r * stored_columns);
+        return;
+      }
       if (!is_transposed) {
         for (std::size_t r = 0; r < count; ++r)
           math::encode(out.dtype, {values.data() + r * stored_columns, stored_columns},
@@ -411,7 +496,7 @@ std::uint64_t WeightReader::group_bytes(const Group& group, bool with_tied) cons
     if (!found.is_tied || with_tied) {
       // Parts that meet may be widened to float32; norms and biases always are.
       const bool is_matrix = found.tensor->shape.size() == 2;
-      const auto bits = static_cast<std::uint64_t>(info(is_matrix ? stored_as(found.tensor->dtype) : DType::f32).bits);
+      const auto bits = static_cast<std::uint64_t>(info(is_matrix ? stored_as(found.tensor->dtype, found.slot.role) : DType::f32).bits);
       total = checked_add(total, checked_mul(found.tensor->num_elements, bits / 8, "the size of a model"), "the size of a model");
     }
   return total;

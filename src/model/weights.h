@@ -38,13 +38,15 @@ class AlignedBytes {
 
 /// y = W x + b. Rows are outputs.
 struct Linear {
-  DType dtype = DType::f32;  ///< f32, bf16 or f16
+  DType dtype = DType::f32;  ///< f32, bf16, f16 or i8
   std::size_t rows = 0, columns = 0;
   AlignedBytes weight;
-  std::vector<float> bias;  ///< empty: none
+  std::vector<float> bias;            ///< empty: none
+  std::vector<float> steps;           ///< of i8, for each row: a weight is its integer times this
+  std::vector<std::int32_t> offsets;  ///< of i8, for each row: 128 times the sum of its integers
 
   [[nodiscard]] bool is_there() const noexcept { return rows > 0; }
-  [[nodiscard]] std::uint64_t size_bytes() const noexcept { return weight.size() + bias.size() * sizeof(float); }
+  [[nodiscard]] std::uint64_t size_bytes() const noexcept { return weight.size() + (bias.size() + steps.size() + offsets.size()) * sizeof(float); }
   /// Row r as float32.
   void read_row(std::size_t r, float* out) const;
 };
@@ -124,6 +126,8 @@ class WeightReader {
   [[nodiscard]] std::uint64_t input_bytes() const;
   [[nodiscard]] std::uint64_t output_bytes() const;
   [[nodiscard]] std::uint64_t block_bytes(std::size_t layer) const;
+  /// Of the outputs of a feed-forward part, gate and up together: at most that many numbers a row lie between its layers.
+  [[nodiscard]] std::uint64_t widest_rows() const noexcept { return widest_rows_; }
 
   /// Names of the tensors of a block (-1: of what stands around the blocks) that hold NaN or infinities. For messages.
   [[nodiscard]] std::vector<std::string> non_finite_tensors(int layer) const;
@@ -147,7 +151,7 @@ class WeightReader {
   [[nodiscard]] NormWeights norm(const Group& group, Role role, Site site) const;
   [[nodiscard]] static std::vector<float> vector(const Found& found);
   [[nodiscard]] FeedForward feed_forward(const Group& group, std::span<const Role> up, Role down, ThreadTeam& team, int expert = -1) const;
-  [[nodiscard]] DType stored_as(DType dtype) const;
+  [[nodiscard]] DType stored_as(DType dtype, Role role) const;
   [[nodiscard]] std::uint64_t group_bytes(const Group& group, bool head) const;
 
   std::shared_ptr<const Checkpoint> checkpoint_;
@@ -156,6 +160,7 @@ class WeightReader {
   Group input_, output_;
   std::vector<Group> blocks_;
   std::vector<std::string> warnings_;
+  std::uint64_t widest_rows_ = 0;
 };
 
 }  // namespace weft::model

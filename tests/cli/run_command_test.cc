@@ -113,6 +113,31 @@ TEST(ForwardCommand, a_model_that_does_not_fit_runs_block_by_block_with_the_same
   EXPECT_NE(tiny.err.find("100 kB"), std::string::npos) << tiny.err;
 }
 
+TEST(ForwardCommand, smaller_precisions_stay_near_float32) {
+  const TemporaryFolder folder;
+  const std::string text = write_file(folder / "text", some_text(120));
+  const auto logits = [&](const std::string& name, const std::string& precision, const CommandOptions& options) {
+    const std::string out = (folder / name).string() + ".safetensors";
+    EXPECT_EQ(run_weft({"forward", kModel, "--text", text, "-o", out, "--precision", precision}, options).status, 0);
+    return read_safetensors(out).at("0.logits").values();
+  };
+  const std::vector<double> exact = logits("exact", "float32", {});
+  const auto relative_error = [&](const std::vector<double>& got) {
+    double squares = 0, errors = 0;
+    for (std::size_t i = 0; i < exact.size(); ++i) {
+      squares += exact[i] * exact[i];
+      errors += (exact[i] - got[i]) * (exact[i] - got[i]);
+    }
+    return std::sqrt(errors / squares);
+  };
+  // Two blocks of four roundings each in a row, and the head's: each changes a number by 2^-9 of it at most.
+  EXPECT_LT(relative_error(logits("fast", "fast", {})), 9 * 0x1p-9);
+  for (const char* products : {"bf16", "float32"})
+    EXPECT_LT(relative_error(logits(products, "fast", {.environment = {{"WEFT_GEMM", products}}})), 9 * 0x1p-9) << products;
+  // Half a step is 1/254 of the largest number of a row or a token.
+  EXPECT_LT(relative_error(logits("int8", "int8", {})), 9.0 / 127);
+}
+
 TEST(ForwardCommand, threads_do_not_change_a_bit) {
   const TemporaryFolder folder;
   const std::string text = write_file(folder / "text", some_text(60));
@@ -124,6 +149,14 @@ TEST(ForwardCommand, threads_do_not_change_a_bit) {
     if (first.empty()) first = bytes;
     EXPECT_EQ(bytes, first) << threads;
   }
+}
+
+TEST(GenerateCommand, a_text_whose_keys_and_values_cannot_fit_is_refused_before_it_is_begun) {
+  const CommandResult refused = run_weft({"generate", kModel, "--prompt", "In the beginning", "-n", "1000000", "--ignore-end", "--memory", "16MiB"});
+  EXPECT_EQ(refused.status, 1);
+  EXPECT_TRUE(refused.out.empty()) << refused.out;
+  EXPECT_NE(refused.err.find("16.8 MB"), std::string::npos) << refused.err;
+  EXPECT_NE(refused.err.find("--memory"), std::string::npos) << refused.err;
 }
 
 TEST(ForwardCommand, bad_input_is_one_clear_error_and_leaves_nothing) {
