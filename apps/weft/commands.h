@@ -23,6 +23,7 @@ Command adapter_convert_command();
 Command edit_metadata_command();
 Command tokenize_command();
 Command forward_command();
+Command calibrate_command();
 Command eval_command();
 Command generate_text_command();
 Command chat_command();

@@ -172,6 +172,7 @@ std::vector<Command> all_commands() {
       edit_metadata_command(),
       tokenize_command(),
       forward_command(),
+      calibrate_command(),
       eval_command(),
       generate_text_command(),
       chat_command(),

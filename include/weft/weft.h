@@ -1,6 +1,7 @@
 #pragma once
 // The whole public interface.
 #include "weft/adapter.h"
+#include "weft/calibrate.h"
 #include "weft/checkpoint.h"
 #include "weft/dtype.h"
 #include "weft/edit.h"
