@@ -8,6 +8,7 @@ Command verify_command();
 Command diff_command();
 Command measure_command();
 Command convert_command();
+Command quantize_command();
 Command merge_command();
 Command run_command();
 Command layershuffle_command();

@@ -157,6 +157,7 @@ std::vector<Command> all_commands() {
       diff_command(),
       measure_command(),
       convert_command(),
+      quantize_command(),
       merge_command(),
       run_command(),
       layershuffle_command(),

@@ -14,6 +14,7 @@
 #include "weft/layershuffle.h"
 #include "weft/measure.h"
 #include "weft/merge.h"
+#include "weft/quantize.h"
 #include "weft/methods.h"
 #include "weft/moe.h"
 #include "weft/recipe.h"

@@ -88,7 +88,8 @@ std::string header_of(const GgufMetadata& metadata, const std::vector<GgufTensor
 
 }  // namespace
 
-OutputLayout plan_gguf(const std::vector<GgufTensorSpec>& specs, const GgufMetadata& metadata, std::uint64_t max_file_bytes, std::string_view stem) {
+OutputLayout plan_gguf(const std::vector<GgufTensorSpec>& specs, const GgufMetadata& metadata, std::uint64_t max_file_bytes, std::string_view stem,
+                       const std::vector<std::size_t>& parts) {
   std::uint64_t alignment = 32;
   if (const GgufValue* given = metadata.find("general.alignment")) {
     const auto value = given->unsigned_integer();
@@ -107,7 +108,8 @@ OutputLayout plan_gguf(const std::vector<GgufTensorSpec>& specs, const GgufMetad
   // Where each part begins. A tensor over the limit gets a part of its own.
   std::vector<std::size_t> begins = {0};
   std::uint64_t filled = 0;
-  for (std::size_t i = 0; i < specs.size(); ++i) {
+  if (!parts.empty()) begins = parts;
+  for (std::size_t i = 0; i < specs.size() && parts.empty(); ++i) {
     if (max_file_bytes != 0 && filled != 0 && sizes[i] > max_file_bytes - std::min(filled, max_file_bytes)) {
       begins.push_back(i);
       filled = 0;

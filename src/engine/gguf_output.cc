@@ -234,7 +234,21 @@ std::string title_of(const fs::path& path) {
   return is_valid_utf8(name) ? name : printable(name);
 }
 
-OutputJob gguf_job(const GgufSource& source, const GgufWeightType& type) {
+namespace {
+
+GgufChooser always(const GgufWeightType& type) {
+  return [type](const std::vector<GgufCandidate>& candidates, const GgufMetadata&) { return std::vector<GgufWeightType>(candidates.size(), type); };
+}
+
+}  // namespace
+
+OutputJob gguf_job(const GgufSource& source, const GgufWeightType& type) { return gguf_job_choosing(source, always(type)); }
+
+OutputJob gguf_copy_job(const std::string& name, const std::shared_ptr<const Checkpoint>& checkpoint, const GgufWeightType& type) {
+  return copy_job(name, checkpoint, type, nullptr, {});
+}
+
+OutputJob gguf_job_choosing(const GgufSource& source, const GgufChooser& choose) {
   const model::Architecture* architecture = model::find_architecture(source.config);
   if (architecture == nullptr) architecture = model::find_architecture_family(source.config);
   const model::GgufFamily* family = architecture == nullptr ? nullptr : model::gguf_family_of(*architecture);
@@ -252,22 +266,30 @@ OutputJob gguf_job(const GgufSource& source, const GgufWeightType& type) {
   job.warnings = std::move(tensors.warnings);
   std::map<DType, std::vector<std::string>> widened;
   std::uint64_t parameters = 0, rows = 0;
-  for (std::size_t i = 0; i < tensors.view->tensors().size(); ++i) {
-    const TensorInfo& info = tensors.view->tensors()[i];
-    Written what = written(info.name, info.shape, info.dtype, tensors.float32[i], type);
-    if (!type.dtype && type.codec == nullptr && what.stream == DType::f32 && tensors.original[i] != DType::f32)
-      widened[tensors.original[i]].push_back(info.name);
-    parameters += info.num_elements;
-    if (info.name == "token_embd.weight" && !info.shape.empty()) rows = static_cast<std::uint64_t>(info.shape[0]);
-    const bool rounds = what.stream != info.dtype || what.spec.codec != nullptr;
-    add_tensor(job, source.name, tensors.sources[i], {tensors.view, &info}, std::move(what), rounds);
-  }
   GgufMetadata& metadata = job.gguf->metadata;
   metadata.set("general.architecture", GgufValue::text(family->name));
   metadata.set("general.type", GgufValue::text("model"));
   if (!source.title.empty()) metadata.set("general.name", GgufValue::text(source.title));
+  std::vector<GgufCandidate> candidates;
+  for (std::size_t i = 0; i < tensors.view->tensors().size(); ++i) {
+    const TensorInfo& info = tensors.view->tensors()[i];
+    parameters += info.num_elements;
+    candidates.push_back({info.name, info.shape, info.dtype, nullptr, 0, tensors.float32[i] || !is_decodable_float(info.dtype)});
+  }
   metadata.set("general.size_label", GgufValue::text(size_label(parameters)));
-  model::add_gguf_hyperparameters(metadata, *family, *architecture, source.config, file_type_of(job.gguf->tensors), job.warnings);
+  model::add_gguf_hyperparameters(metadata, *family, *architecture, source.config, 0, job.warnings);
+  const std::vector<GgufWeightType> types = choose(candidates, metadata);
+  for (std::size_t i = 0; i < tensors.view->tensors().size(); ++i) {
+    const TensorInfo& info = tensors.view->tensors()[i];
+    const GgufWeightType& type = types[i];
+    Written what = written(info.name, info.shape, info.dtype, tensors.float32[i], type);
+    if (!type.dtype && type.codec == nullptr && what.stream == DType::f32 && tensors.original[i] != DType::f32)
+      widened[tensors.original[i]].push_back(info.name);
+    if (info.name == "token_embd.weight" && !info.shape.empty()) rows = static_cast<std::uint64_t>(info.shape[0]);
+    const bool rounds = what.stream != info.dtype || what.spec.codec != nullptr;
+    add_tensor(job, source.name, tensors.sources[i], {tensors.view, &info}, std::move(what), rounds);
+  }
+  metadata.set("general.file_type", GgufValue::u32(file_type_of(job.gguf->tensors)));
   const model::TokenizerFolder tokenizer = model::read_tokenizer(source.folder);
   if (tokenizer.kind() == model::TokenizerKind::none) {
     job.warnings.emplace_back("the model has no tokenizer, so llama.cpp will run the file on token ids only");
@@ -282,8 +304,43 @@ OutputJob gguf_job(const GgufSource& source, const GgufWeightType& type) {
   return job;
 }
 
-OutputJob gguf_copy_job(const std::string& name, const std::shared_ptr<const Checkpoint>& checkpoint, const GgufWeightType& type) {
-  return copy_job(name, checkpoint, type, nullptr, {});
+OutputJob gguf_copy_job_choosing(const std::string& name, const std::shared_ptr<const Checkpoint>& checkpoint, const GgufChooser& choose) {
+  const GgufCheckpoint* gguf = as_gguf(*checkpoint);
+  if (gguf == nullptr) throw Error(ErrorCode::internal, "no GGUF file", {.file = checkpoint->path().string()});
+  OutputJob job;
+  job.gguf.emplace();
+  job.gguf->metadata = gguf->whole_metadata();
+  const std::shared_ptr<const Checkpoint> stored = make_stored_view(checkpoint);
+  std::vector<GgufCandidate> candidates;
+  for (const TensorInfo& info : checkpoint->tensors()) {
+    // What is float32 for its own sake stays so.
+    const bool fixed = !is_decodable_float(info.dtype) || model::is_float32_in_gguf(info.name, info.shape.size());
+    candidates.push_back(
+        {info.name, info.shape, info.dtype, info.stored_as.empty() ? nullptr : codec::find_block_codec(info.stored_as), info.file_index, fixed});
+  }
+  const std::vector<GgufWeightType> types = choose(candidates, job.gguf->metadata);
+  bool converts = false;
+  for (std::size_t i = 0; i < candidates.size(); ++i) {
+    const TensorInfo& info = checkpoint->tensors()[i];
+    const GgufWeightType& type = types[i];
+    const codec::BlockCodec* own = candidates[i].stored;
+    const bool asked = type.dtype || type.codec != nullptr;
+    converts = converts || asked;
+    const bool stays = !asked || candidates[i].fixed || (own != nullptr && own == type.codec);
+    if (stays && own != nullptr) {
+      Written what;
+      what.spec = {info.name, own->ggml_id, own, DType::f32, info.shape};
+      what.stream = DType::u8;
+      what.method = "copy";
+      add_tensor(job, name, {info.name}, {stored, &stored->tensor(info.name)}, std::move(what), false);
+      continue;
+    }
+    Written what = written(info.name, info.shape, info.dtype, false, stays ? GgufWeightType{} : type);
+    const bool rounds = what.stream != info.dtype || what.spec.codec != nullptr;
+    add_tensor(job, name, {info.name}, {checkpoint, &info}, std::move(what), rounds);
+  }
+  if (converts) job.gguf->metadata.set("general.file_type", GgufValue::u32(file_type_of(job.gguf->tensors)));
+  return job;
 }
 
 OutputJob gguf_fold_job(const std::string& name, const model::HuggingFaceModel& folded, const GgufWeightType& type) {

@@ -1,5 +1,6 @@
 #pragma once
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -22,6 +23,18 @@ struct GgufWeightType {
 /// From the command line: a type of the format ("float16", "Q8_0"). Errors: invalid_argument, naming those that can be written.
 [[nodiscard]] GgufWeightType gguf_weight_type(const std::optional<DType>& dtype, const std::string& block_type);
 
+/// A tensor of which the type in the file is to be chosen.
+struct GgufCandidate {
+  std::string name;  ///< in the file
+  Shape shape;
+  DType dtype = DType::f32;                   ///< of its values
+  const codec::BlockCodec* stored = nullptr;  ///< the blocks that its values are in now
+  std::uint32_t part = 0;                     ///< of an input that is split: which part it is in
+  bool fixed = false;                         ///< stays as it is whatever is chosen: integers, and what llama.cpp wants in float32
+};
+/// The type of each candidate; sees the metadata that the file will have.
+using GgufChooser = std::function<std::vector<GgufWeightType>(const std::vector<GgufCandidate>&, const GgufMetadata&)>;
+
 /// A model that will become a GGUF file.
 struct GgufSource {
   std::string name;                              ///< as the user wrote it
@@ -33,8 +46,11 @@ struct GgufSource {
 /// Fills `tensors`, `described`, `gguf` and `warnings`; inputs are the caller's. Errors: unsupported for architectures, tensors and tokenizers that
 /// llama.cpp does not know.
 [[nodiscard]] OutputJob gguf_job(const GgufSource& source, const GgufWeightType& type);
+[[nodiscard]] OutputJob gguf_job_choosing(const GgufSource& source, const GgufChooser& choose);
 /// A GGUF file to a GGUF file: blocks are copied unless a type is given.
 [[nodiscard]] OutputJob gguf_copy_job(const std::string& name, const std::shared_ptr<const Checkpoint>& checkpoint, const GgufWeightType& type);
+[[nodiscard]] OutputJob gguf_copy_job_choosing(const std::string& name, const std::shared_ptr<const Checkpoint>& checkpoint,
+                                               const GgufChooser& choose);
 
 /// A GGUF file with adapters folded in (what adapt::held_model gives) to a GGUF file: all that they do not change is copied.
 [[nodiscard]] OutputJob gguf_fold_job(const std::string& name, const model::HuggingFaceModel& folded, const GgufWeightType& type);

@@ -73,7 +73,7 @@ void verify_inputs(OutputJob& job, const JobOptions& options) {
 /// Parts are made only when asked for: what splits GGUF files is the hub's limit, not a custom.
 OutputLayout plan_gguf_output(const OutputJob& job, const fs::path& output, std::uint64_t max_shard_bytes) {
   const std::uint64_t limit = max_shard_bytes == JobOptions{}.max_shard_bytes ? 0 : max_shard_bytes;
-  return plan_gguf(job.gguf->tensors, job.gguf->metadata, limit, job.single_file ? output.stem().string() : "model");
+  return plan_gguf(job.gguf->tensors, job.gguf->metadata, limit, job.single_file ? output.stem().string() : "model", job.gguf->parts);
 }
 
 /// Writes part of a tensor of the walk, encoded where its file holds blocks.
@@ -83,10 +83,9 @@ void write_part(Output& output, const OutputJob& job, std::size_t tensor, std::u
   const std::uint64_t block_values_bytes = std::uint64_t{codec->block_elements} * sizeof(float);
   WEFT_ASSERT(offset % block_values_bytes == 0 && data.size() % block_values_bytes == 0);
   WEFT_ASSERT(reinterpret_cast<std::uintptr_t>(data.data()) % alignof(float) == 0);
-  const std::uint64_t num_blocks = data.size() / block_values_bytes;
   thread_local std::vector<std::uint8_t> blocks;
-  blocks.resize(static_cast<std::size_t>(num_blocks * codec->block_bytes));
-  codec->encode_row({reinterpret_cast<const float*>(data.data()), data.size() / sizeof(float)}, {}, blocks.data());
+  encode_rows(job.gguf->tensors[tensor], job.gguf->encodings.empty() ? Encoding{} : job.gguf->encodings[tensor], tensor, offset / sizeof(float),
+              {reinterpret_cast<const float*>(data.data()), data.size() / sizeof(float)}, job.gguf->errors.get(), blocks);
   output.write_tensor(tensor, offset / block_values_bytes * codec->block_bytes, std::as_bytes(std::span(blocks)));
 }
 
@@ -413,7 +412,11 @@ std::vector<JobReport> JobBatch::carry_out() {
         const Entry& entry = *entries_[places[tensor].first];
         write_part(*entry.output, entry.job, places[tensor].second, offset, data);
       },
-      options_, what_, [&](std::size_t tensor) { entries_[places[tensor].first]->output->finish_tensor(places[tensor].second, *walk[tensor].warnings); });
+      options_, what_, [&](std::size_t tensor) {
+        const Entry& entry = *entries_[places[tensor].first];
+        entry.output->finish_tensor(places[tensor].second, *walk[tensor].warnings);
+        if (entry.job.on_finished) entry.job.on_finished(places[tensor].second);
+      });
   if (options_.cancel != nullptr && options_.cancel->load()) throw Error(ErrorCode::interrupted, "interrupted");
   for (const auto& entry : entries_) {
     for (const auto& input : entry->job.inputs) input->check_unchanged();

@@ -1,5 +1,6 @@
 #pragma once
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -9,6 +10,7 @@
 #include "checkpoint/journal.h"
 #include "checkpoint/output.h"
 #include "checkpoint/gguf_writer.h"
+#include "engine/encode_rows.h"
 #include "engine/merge_tokenizer.h"
 #include "engine/tensor_stream.h"
 #include "weft/job.h"
@@ -31,6 +33,9 @@ struct OutputJob {
     GgufMetadata metadata;
     std::vector<GgufTensorSpec> tensors;
     std::vector<bool> encodes;  ///< one a tensor: its float32 values become blocks on their way; otherwise what the walk gives is stored
+    std::vector<Encoding> encodings;         ///< one a tensor, or none at all
+    std::shared_ptr<EncodingErrors> errors;  ///< null: not measured
+    std::vector<std::size_t> parts;          ///< number of the first tensor of each part of a file that is split just so; empty: by size
   };
   std::optional<Gguf> gguf;
   /// What else decides the result, beside the plan of the tensors, the inputs and the options of every job: a config's text, say. Empty: the job cannot
@@ -38,6 +43,7 @@ struct OutputJob {
   std::vector<JournalHead::Ingredient> ingredients;
   std::vector<std::string> warnings;
   bool write_into_existing = false;
+  std::function<void(std::size_t tensor)> on_finished;  ///< told of each tensor that is completely written, one call at a time
 };
 
 /// Several outputs made in one walk, layer by layer, so that an input which they share is read while it is still at hand, and an output that a later

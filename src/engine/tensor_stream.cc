@@ -50,7 +50,7 @@ Geometry geometry_of(const StreamTensor& tensor) {
   merge::Tiling tiling;
   if (tensor.merge != nullptr) tiling = tensor.merge->tiling();
   g.tile_elements = std::max<std::uint64_t>(64, tiling.elements);
-  if (tiling.unit == merge::Tiling::Unit::rows) {
+  if (tiling.unit == merge::Tiling::Unit::rows || tensor.whole_rows) {
     const std::uint64_t row = tensor.shape.empty() ? 1 : std::max<std::uint64_t>(1, static_cast<std::uint64_t>(tensor.shape.back()));
     g.tile_elements = std::max<std::uint64_t>(1, tiling.elements / row) * row;
   }

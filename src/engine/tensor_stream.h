@@ -28,6 +28,7 @@ struct StreamTensor {
   std::unique_ptr<merge::TensorMerge> merge; ///< null: copy input 0, and warn where other inputs differ from it
   bool writes = true;                        ///< false: only the passes of `reduce` are run (diff, measure)
   bool checks_finite = true;                 ///< refuse NaN and infinities in the inputs and in the result
+  bool whole_rows = false;                   ///< what is written at once begins and ends with a row
   bool finished = false;                     ///< written by an earlier run: passed over
   /// Earlier tensors of the walk that must be written before this one is read (because it reads what they write).
   std::vector<std::size_t> after;

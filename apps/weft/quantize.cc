@@ -1,0 +1,207 @@
+#include "weft/quantize.h"
+
+#include <fmt/format.h>
+
+#include <charconv>
+#include <cmath>
+#include <fstream>
+#include <iterator>
+#include <memory>
+
+#include "base/file.h"
+#include "base/text.h"
+#include "commands.h"
+#include "common.h"
+#include "result.h"
+#include "weft/evaluate.h"
+
+namespace weft::app {
+namespace {
+
+struct Arguments {
+  CommonOptions common;
+  std::string model;
+  std::string output;
+  QuantizeOptions options;
+  std::string rules_file;
+  std::string imatrix;
+  std::vector<std::filesystem::path> eval_files;
+  std::uint64_t eval_windows = 0;
+};
+
+std::vector<std::string> words_of(const std::string& text) {
+  std::vector<std::string> words;
+  for (std::size_t begin = 0; begin <= text.size();) {
+    const std::size_t end = std::min(text.find(',', begin), text.size());
+    if (end > begin) words.push_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return words;
+}
+
+/// "KEY=VALUE", cut at the last or first "=".
+std::pair<std::string, std::string> pair_of(const std::string& text, std::size_t equals, const char* option, const char* form) {
+  if (equals == std::string::npos || equals == 0 || equals + 1 == text.size())
+    throw Error(ErrorCode::invalid_argument, fmt::format("'{}' is not {}", printable(text), form), {.key = option});
+  return {text.substr(0, equals), text.substr(equals + 1)};
+}
+
+std::string text_of(const std::string& file) {
+  const File input(file, FileMode::read);
+  constexpr std::uint64_t kMost = 16 << 20;
+  const std::uint64_t size_bytes = input.size_bytes();
+  if (size_bytes > kMost)
+    throw Error(ErrorCode::invalid_argument, fmt::format("'{}' has {}, which is too much for rules", printable(file), format_size(size_bytes)),
+                {.file = file});
+  std::string text(static_cast<std::size_t>(size_bytes), '\0');
+  input.read(0, std::as_writable_bytes(std::span(text)));
+  return text;
+}
+
+std::string layer_line(const QuantizedLayer& layer) {
+  const std::string loss = layer.relative_loss ? fmt::format("{:.3e}", *layer.relative_loss) : std::string("-");
+  return fmt::format("  {:<36} {:<8} {:>7.4f} {:>10}", printable(layer.name), layer.method, layer.bits, loss);
+}
+
+Json layers_json(const QuantizeReport& report) {
+  Json::Array layers;
+  for (const QuantizedLayer& layer : report.layers)
+    layers.push_back(Json(Json::Object{{"name", Json(layer.name)},
+                                       {"method", Json(layer.method)},
+                                       {"bits", Json(layer.bits)},
+                                       {"relative_loss", layer.relative_loss ? Json(*layer.relative_loss) : Json()}}));
+  return Json(std::move(layers));
+}
+
+/// How the result reads the texts, beside the model that it was made from.
+Json evaluated(const Arguments& arguments, const QuantizeReport& report, Console& console, bool prints) {
+  PerplexityOptions how;
+  how.threads = static_cast<int>(arguments.common.threads);
+  how.num_windows = arguments.eval_windows;
+  const PerplexityReport scores = evaluate_texts(report.output.string(), arguments.eval_files, arguments.model, how);
+  for (const std::string& warning : scores.warnings) console.warn(warning);
+  Json::Array list;
+  for (const TextScore& text : scores.texts) {
+    const Closeness closeness = text.closeness.value_or(Closeness{});
+    const double before = std::exp(text.nll_per_token - closeness.delta_nll);
+    if (prints)
+      std::printf("  %s\n", fmt::format("{}: perplexity {:.4f}, before {:.4f}, divergence {:.5f} nats, {:.1f} % the same first choice",
+                                        printable(text.file.string()), text.perplexity, before, closeness.kl_mean, 100 * closeness.top1_agreement)
+                                .c_str());
+    list.push_back(Json(Json::Object{{"file", Json(text.file.string())},
+                                     {"perplexity", Json(text.perplexity)},
+                                     {"original_perplexity", Json(before)},
+                                     {"delta_nll", Json(closeness.delta_nll)},
+                                     {"delta_ci95", Json(Json::Array{Json(closeness.delta_ci95[0]), Json(closeness.delta_ci95[1])})},
+                                     {"kl_mean", Json(closeness.kl_mean)},
+                                     {"kl_p99", Json(closeness.kl_p99)},
+                                     {"top1_agreement", Json(closeness.top1_agreement)}}));
+  }
+  return Json(std::move(list));
+}
+
+int run_quantize(Arguments& arguments) {
+  Console console(arguments.common);
+  QuantizeOptions& options = arguments.options;
+  console.fill(options);
+  options.imatrix = arguments.imatrix;
+  if (!arguments.rules_file.empty()) options.rules_text = text_of(arguments.rules_file);
+  const bool prints = !arguments.common.json && !arguments.common.quiet;
+  bool has_heading = false;
+  if (prints)
+    options.on_layer = [&has_heading](const QuantizedLayer& layer) {
+      if (!has_heading) std::printf("  %s\n", fmt::format("{:<36} {:<8} {:>7} {:>10}", "weight", "as", "bits", "loss").c_str());
+      has_heading = true;
+      std::printf("%s\n", layer_line(layer).c_str());
+      std::fflush(stdout);
+    };
+  const QuantizeReport report = quantize(arguments.model, arguments.output, options);
+  Json::Object details = {{"layers", layers_json(report)}};
+  if (!report.dry_run && !arguments.eval_files.empty()) details.emplace_back("eval", evaluated(arguments, report, console, prints));
+  console.finish();
+  print_report(report, arguments.common, fmt::format("quantized {}", arguments.model), std::move(details));
+  return 0;
+}
+
+std::string formats_text() {
+  std::string text;
+  for (const QuantizeFormat& format : quantize_formats()) text += fmt::format("{}{}: {}", text.empty() ? "" : "; ", format.example, format.summary);
+  return text;
+}
+
+std::string gguf_types_text() {
+  std::string text;
+  for (const auto& [name, bits] : gguf_types()) text += fmt::format("{}{} ({:.3g})", text.empty() ? "" : ", ", name, bits);
+  return text;
+}
+
+}  // namespace
+
+Command quantize_command() {
+  auto arguments = std::make_shared<Arguments>();
+  QuantizeOptions& options = arguments->options;
+  Command command;
+  command.name = "quantize";
+  command.family = "Make";
+  command.summary = "write a model with fewer bits a weight";
+  command.synopsis = "MODEL OUT --format F [OPTION]...";
+  command.description = fmt::format(
+      "Formats: {}.\n\nTypes of GGUF files, with about how many bits a weight takes: {}. Their blocks, and which tensor gets which type, are "
+      "llama.cpp's, byte for "
+      "byte; a row that a type's blocks do not divide falls back as there. Types of less than three bits need an importance matrix.\n\n"
+      "The loss of a weight is the squared error, weighted by importance where there is one, as a share of the weight's squares.",
+      formats_text(), gguf_types_text());
+  command.example = "weft quantize models/tiny-base out/tiny-base.Q4_K_M.gguf --format gguf:Q4_K_M";
+  command.positional("MODEL", arguments->model, kModelHelp);
+  command.positional("OUT", arguments->output, "a file or a folder that does not exist");
+  command.group("Quantizing");
+  command.value({"--format"}, "F", options.format, "what is written: such as gguf:Q4_K_M").required = true;
+  command.value({"--method"}, "M", options.method, "how codes are found").default_text = "the format's own";
+  Option& rules = command.custom(
+      {"--tensor-type", "--rule"}, "PATTERN=TYPE",
+      "weights in whose name the regular expression is found get this type, or stay ('keep'); the first that matches counts",
+      [&options](const std::string& text) { options.rules.push_back(pair_of(text, text.rfind('='), "--tensor-type", "PATTERN=TYPE")); });
+  rules.repeated = true;
+  command.path({"--tensor-type-file", "--rules"}, "FILE", arguments->rules_file, "more of them, separated by spaces or lines; # begins a comment");
+  Option& eval = command.custom({"--eval"}, "FILE", "afterwards, the perplexity on this text, and the divergence from the model",
+                                [raw = arguments.get()](const std::string& text) { raw->eval_files.emplace_back(text); });
+  eval.repeated = true;
+  eval.kind = ValueKind::path;
+  command.number({"--eval-windows"}, arguments->eval_windows, "how many windows of each text").default_text = "all";
+  command.group("GGUF");
+  command.flag({"--pure"}, options.pure, "every weight in the one type, without the mix");
+  command.path({"--imatrix"}, "FILE", arguments->imatrix, "an importance matrix: how much each input counts");
+  command.flag({"--better"}, options.better, "search on for a smaller error at the same size and type");
+  command.value({"--output-tensor-type"}, "TYPE", options.output_type, "type of output.weight");
+  command.value({"--token-embedding-type"}, "TYPE", options.token_embedding_type, "type of token_embd.weight");
+  command.flag({"--leave-output-tensor"}, options.leave_output, "keep output.weight as it is");
+  const auto list = [&command](const char* name, std::vector<std::string>& target, const char* help) {
+    Option& option = command.custom({name}, "PART", help, [&target](const std::string& text) { target.push_back(text); });
+    option.repeated = true;
+  };
+  list("--include-weights", options.include_weights, "use the importance matrix only for weights with this in their name");
+  list("--exclude-weights", options.exclude_weights, "... for all but those");
+  command.custom({"--prune-layers"}, "N,...", "leave these layers out; those behind move up", [&options](const std::string& text) {
+    for (const std::string& word : words_of(text)) {
+      std::uint64_t layer = 0;
+      const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), layer);
+      if (error != std::errc() || end != word.data() + word.size())
+        throw Error(ErrorCode::invalid_argument, fmt::format("'{}' is no layer", printable(word)), {.key = "--prune-layers"},
+                    "numbers from 0, with commas between them");
+      options.prune_layers.push_back(layer);
+    }
+  });
+  Option& override_kv = command.custom(
+      {"--override-kv"}, "KEY=TYPE:VALUE", "set metadata; TYPE is int, float, bool or str",
+      [&options](const std::string& text) { options.override_kv.push_back(pair_of(text, text.find('='), "--override-kv", "KEY=TYPE:VALUE")); });
+  override_kv.repeated = true;
+  command.flag({"--keep-split"}, options.keep_split, "as many parts as the input has, with the same tensors");
+  command.flag({"--allow-requantize"}, options.allow_requantize, "take weights that are quantized already, which loses twice");
+  add_output_options(command, arguments->common);
+  add_job_options(command, arguments->common);
+  add_print_options(command, arguments->common);
+  command.run = [arguments] { return run_quantize(*arguments); };
+  return command;
+}
+
+}  // namespace weft::app
