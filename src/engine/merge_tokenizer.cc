@@ -388,7 +388,10 @@ std::vector<CompanionFile> tokenizer_output_files(const TokenizerFolder& from, c
     files.push_back({"tokenizer_config.json", write_json(config, 2) + "\n"});
   }
   for (const char* name : {"tokenizer.model", "spiece.model", "sentencepiece.bpe.model"})
-    if (changed && has(name)) warnings.push_back(std::string(name) + " is copied as it is; only tokenizer.json has the changed vocabulary");
+    if (changed && has(name))
+      warnings.push_back(has("tokenizer.json")
+                             ? std::string(name) + " is copied as it is; only tokenizer.json has the changed vocabulary"
+                             : std::string(name) + " is copied as it is, although the vocabulary changed; new tokens stand in added_tokens.json");
   return files;
 }
 

@@ -11,6 +11,7 @@
 #include "base/text.h"
 #include "checkpoint/model_folder.h"
 #include "engine/model_config.h"
+#include "model/text_part.h"
 #include "model/vocabulary.h"
 #include "weft/error.h"
 
@@ -44,6 +45,10 @@ ModelFiles open_model_files(std::string_view model) {
                 "name the model's folder");
   files.config = std::move(*config);
   adapt::follow_in_config(*files.checkpoint, files.config, files.warnings);
+  if (std::optional<model::TextPart> text = model::text_part(files.checkpoint, files.config)) {
+    files.checkpoint = std::move(text->checkpoint);
+    files.config = std::move(text->config);
+  }
   return files;
 }
 

@@ -77,7 +77,9 @@ struct Decoder {
   std::vector<std::string> classes;
   std::vector<std::string> model_types;
   bool tied = false;
-  std::string kv_heads_absent = {};  // default of the class when the key is absent
+  std::string vocab_absent = {};  // default of the class when the key is absent
+  std::string heads_absent = {};
+  std::string kv_heads_absent = {};
   std::string head_dim_absent = {};
   std::string qkv_bias = "0";  // conditions; "1" always, "0" never
   std::string o_bias = "0";
@@ -116,9 +118,9 @@ Architecture decoder(const Decoder& d) {
   a.tied_by_default = d.tied;
   a.dropped_suffixes = {".rotary_emb.inv_freq"};
   a.forward = d.forward;
-  a.fields = {{"vocab", {"vocab_size"}, {}, {}},
+  a.fields = {{"vocab", {"vocab_size"}, {}, d.vocab_absent},
               {"hidden", {"hidden_size"}, {}, {}},
-              {"heads", {"num_attention_heads"}, {}, {}},
+              {"heads", {"num_attention_heads"}, {}, d.heads_absent},
               {"kv_heads", {"num_key_value_heads"}, "heads", d.kv_heads_absent},
               {"head_dim", {"head_dim"}, "hidden/heads", d.head_dim_absent},
               {"ffn", {"intermediate_size"}, {}, {}},
@@ -435,12 +437,14 @@ std::span<const Architecture> architectures() {
                                            .query_scalar = {{"query_pre_attn_scalar"}, 256},
                                            .score_cap = {{"attn_logit_softcapping"}, 50},
                                            .logit_cap = {{"final_logit_softcapping"}, 30}}))}),
-      // The text model alone. Gemma3ForConditionalGeneration nests it under `text_config` and prefixes its names beside a vision tower; it is
-      // not in the table, and its tensors are found by their names.
+      // The text model alone. Gemma3ForConditionalGeneration nests it under `text_config`, where the published ones leave out what is the default of
+      // the class, and prefixes its names beside a vision tower: text_part() finds it there.
       decoder({.name = "gemma3",
                .classes = {"Gemma3ForCausalLM"},
                .model_types = {"gemma3_text"},
                .tied = true,
+               .vocab_absent = "262208",
+               .heads_absent = "8",
                .kv_heads_absent = "4",
                .head_dim_absent = "256",
                .qkv_bias = "attention_bias",

@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <cstring>
 
 #include "base/text.h"
 #include "model/token_table.h"
 #include "model/unicode_text.h"
+#include "model/word_cache.h"
 #include "weft/error.h"
 
 namespace weft::model {
@@ -48,22 +48,6 @@ class MergeTable {
     }
   }
   std::vector<Slot> slots_;
-};
-
-/// What words became, for words that come again: most of a text. Direct-mapped, so that it never grows.
-struct WordCache {
-  static constexpr std::size_t kSlots = 8192;
-  static constexpr std::size_t kMaxBytes = 22;
-  static constexpr std::size_t kMaxTokens = 8;
-  struct Slot {
-    std::uint64_t hash = 0;
-    std::uint8_t size_bytes = 0;  ///< 0: free
-    std::uint8_t num_tokens = 0;
-    std::array<char, kMaxBytes> text{};
-    std::array<std::uint8_t, kMaxTokens> ends{};
-    std::array<std::uint32_t, kMaxTokens> ids{};
-  };
-  std::vector<Slot> slots = std::vector<Slot>(kSlots);
 };
 
 struct Symbol {
@@ -150,30 +134,11 @@ class Bpe final : public TokenModel {
   static constexpr std::string_view kSpace = "\u2581";
 
   void word(std::string_view piece, std::vector<PieceToken>& tokens, BpeScratch& work) const {
-    if (piece.empty()) return;
-    if (piece.size() > WordCache::kMaxBytes) return merge(piece, tokens, work);
-    const std::uint64_t hash = TokenTable::hash(piece);
-    WordCache::Slot& slot = work.cache.slots[hash % WordCache::kSlots];
-    if (slot.hash == hash && slot.size_bytes == piece.size() && std::memcmp(slot.text.data(), piece.data(), piece.size()) == 0) {
-      std::uint32_t begin = 0;
-      for (std::size_t i = 0; i < slot.num_tokens; ++i) {
-        tokens.push_back({slot.ids[i], begin, slot.ends[i], false});
-        begin = slot.ends[i];
-      }
-      return;
-    }
+    WordCache::Slot* const slot = work.cache.slot(piece);
+    if (slot != nullptr && work.cache.find(*slot, piece, 0, tokens)) return;
     const std::size_t first = tokens.size();
-    merge(piece, tokens, work);
-    if (tokens.size() - first > WordCache::kMaxTokens) return;
-    if (tokens.size() > first && tokens.back().end > 255) return;
-    slot.hash = hash;
-    slot.size_bytes = static_cast<std::uint8_t>(piece.size());
-    slot.num_tokens = static_cast<std::uint8_t>(tokens.size() - first);
-    std::memcpy(slot.text.data(), piece.data(), piece.size());
-    for (std::size_t i = 0; i < slot.num_tokens; ++i) {
-      slot.ids[i] = tokens[first + i].id;
-      slot.ends[i] = static_cast<std::uint8_t>(tokens[first + i].end);
-    }
+    if (!piece.empty()) merge(piece, tokens, work);
+    if (slot != nullptr) work.cache.keep(*slot, piece, 0, tokens, first);
   }
 
   void add_merges() {

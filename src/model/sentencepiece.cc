@@ -13,6 +13,7 @@
 #include "model/tokenizer_impl.h"
 #include "model/unicode_text.h"
 #include "model/vocabulary.h"
+#include "model/word_cache.h"
 #include "weft/error.h"
 
 // tokenizer.model as SentencePiece itself runs it, which differs from the tokenizer.json that is made of it: pieces like <s> are never found in
@@ -127,8 +128,10 @@ struct SpmScratch final : ModelScratch {
     std::uint32_t begin = kNone;
     std::uint32_t id = 0;
   };
+  WordCache cache;
   std::vector<Symbol> symbols;
   std::vector<Candidate> heap;
+  std::vector<std::pair<std::uint32_t, std::uint32_t>> todo;
   std::vector<Node> nodes;
 };
 
@@ -142,8 +145,11 @@ class SpmModel final : public TokenModel {
         least_ = std::min(least_, piece.score);
         most_ = std::max(most_, piece.score);
       }
-      if (piece.type == PieceType::normal || piece.type == PieceType::user_defined || piece.type == PieceType::unused)
-        entries.emplace_back(piece.text, id);
+      if (piece.type != PieceType::normal && piece.type != PieceType::user_defined && piece.type != PieceType::unused) continue;
+      entries.emplace_back(piece.text, id);
+      if (piece.type == PieceType::unused) cut_at_spaces_ = false;  // how one falls apart is decided for the whole text
+      for (std::size_t at = piece.text.find(kSpace, 1); at != std::string::npos; at = piece.text.find(kSpace, at + kSpace.size()))
+        if (at < kSpace.size() || piece.text.compare(at - kSpace.size(), kSpace.size(), kSpace) != 0) cut_at_spaces_ = false;
     }
     if (pieces_->file.kind == SentencePieceFile::Kind::unigram) trie_ = ByteTrie(std::move(entries));
   }
@@ -162,10 +168,10 @@ class SpmModel final : public TokenModel {
   void tokenize(std::string_view text, std::vector<PieceToken>& tokens, ModelScratch& scratch) const override {
     if (text.empty()) return;
     auto& work = static_cast<SpmScratch&>(scratch);
-    Output out{*this, text, tokens, false};
+    Output out{*this, text, tokens, false, false};
     switch (pieces_->file.kind) {
       case SentencePieceFile::Kind::bpe:
-        bpe(text, out, work);
+        bpe_words(text, out, work);
         break;
       case SentencePieceFile::Kind::unigram:
         unigram(text, out, work);
@@ -190,6 +196,7 @@ class SpmModel final : public TokenModel {
     std::string_view text;
     std::vector<PieceToken>& tokens;
     bool after_unknown;
+    bool met_unknown = false;
     void put(std::uint32_t begin, std::uint32_t end, std::uint32_t id) {
       const bool unknown = id == model.pieces_->unknown;
       if (unknown && model.pieces_->file.byte_fallback) {
@@ -201,6 +208,7 @@ class SpmModel final : public TokenModel {
         tokens.push_back({id, begin, end, unknown});
       }
       after_unknown = unknown;
+      met_unknown = met_unknown || unknown;
     }
   };
 
@@ -223,12 +231,36 @@ class SpmModel final : public TokenModel {
     put(text.size());
   }
 
-  void bpe(std::string_view text, Output& out, SpmScratch& work) const {
+  /// Where no piece crosses from a word to the space behind it, no merge does, and each word can be looked up by itself.
+  void bpe_words(std::string_view text, Output& out, SpmScratch& work) const {
+    for (std::size_t begin = 0; begin < text.size();) {
+      std::size_t end = begin;
+      while (cut_at_spaces_ && text.compare(end, kSpace.size(), kSpace) == 0) end += kSpace.size();
+      end = cut_at_spaces_ ? std::min(text.find(kSpace, end), text.size()) : text.size();
+      const std::string_view word = text.substr(begin, end - begin);
+      const auto from = static_cast<std::uint32_t>(begin);
+      WordCache::Slot* const slot = work.cache.slot(word);
+      if (slot != nullptr && work.cache.find(*slot, word, from, out.tokens)) {
+        out.after_unknown = false;
+      } else {
+        const std::size_t first = out.tokens.size();
+        const bool had_unknown = out.after_unknown;
+        out.met_unknown = false;
+        bpe(text, from, static_cast<std::uint32_t>(end), out, work);
+        // What joins with the word before, or the next, is no matter of the word alone.
+        if (slot != nullptr && !had_unknown && !out.met_unknown) work.cache.keep(*slot, word, from, out.tokens, first);
+      }
+      begin = end;
+    }
+  }
+
+  /// Bytes [from, to) of the text.
+  void bpe(std::string_view text, std::uint32_t from, std::uint32_t to, Output& out, SpmScratch& work) const {
     auto& symbols = work.symbols;
     auto& heap = work.heap;
     symbols.clear();
     heap.clear();
-    for (std::uint32_t at = 0; at < text.size();) {
+    for (std::uint32_t at = from; at < to;) {
       const auto [size, frozen] = first_symbol(text.substr(at));
       const auto index = static_cast<std::int32_t>(symbols.size());
       if (index > 0) symbols.back().next = index;
@@ -267,7 +299,7 @@ class SpmModel final : public TokenModel {
       candidate(left.previous, top.left, true);
       candidate(top.left, left.next, true);
     }
-    std::vector<std::pair<std::uint32_t, std::uint32_t>> todo;
+    auto& todo = work.todo;
     for (std::int32_t at = 0; at >= 0; at = symbols[static_cast<std::size_t>(at)].next) {
       const auto& symbol = symbols[static_cast<std::size_t>(at)];
       todo.assign(1, {symbol.begin, symbol.begin + symbol.size});
@@ -335,6 +367,7 @@ class SpmModel final : public TokenModel {
 
   std::shared_ptr<const Pieces> pieces_;
   ByteTrie trie_;
+  bool cut_at_spaces_ = true;  ///< no piece holds a space symbol behind anything but space symbols, and none is unused
   float least_ = FLT_MAX;
   float most_ = FLT_MIN;  // so in the library: the smallest positive number
 };

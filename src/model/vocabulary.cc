@@ -8,6 +8,7 @@
 #include "base/text.h"
 #include "checkpoint/json.h"
 #include "checkpoint/model_folder.h"
+#include "model/sentencepiece_file.h"
 #include "weft/error.h"
 
 namespace weft::model {
@@ -158,6 +159,16 @@ std::vector<Vocabulary::Entry> entries_of_lines(std::string_view text, const fs:
   return entries;
 }
 
+/// Pieces of a SentencePiece model, which are all different.
+std::vector<Vocabulary::Entry> entries_of_pieces(const fs::path& file) {
+  SentencePieceFile model = read_sentencepiece(read_text_file(file, kMaxTextBytes), file);
+  if (model.pieces.size() > kMaxIds) damaged(file, "more than " + std::to_string(kMaxIds) + " pieces");
+  std::vector<Vocabulary::Entry> entries;
+  entries.reserve(model.pieces.size());
+  for (std::uint32_t id = 0; id < model.pieces.size(); ++id) entries.push_back({std::move(model.pieces[id].text), id});
+  return entries;
+}
+
 /// Tokens of added_tokens.json, with the flags that tokenizer_config.json knows.
 std::vector<AddedToken> added_of_folder(const fs::path& folder, const std::vector<std::string>& files, const Json* config) {
   std::vector<AddedToken> added;
@@ -294,7 +305,7 @@ const AddedToken* Vocabulary::find_added(std::string_view token) const noexcept 
 }
 
 void TokenizerFolder::require_readable(std::string_view why) const {
-  if (kind() == TokenizerKind::sentencepiece || kind() == TokenizerKind::tiktoken)
+  if ((kind() == TokenizerKind::sentencepiece && vocabulary.num_ids() == 0) || kind() == TokenizerKind::tiktoken)
     throw Error(
         ErrorCode::unsupported,
         "the tokenizer is a " + std::string(to_string(kind())) + " model, not yet readable here, but " + std::string(why) + " needs its tokens",
@@ -334,7 +345,11 @@ TokenizerFolder read_tokenizer(const std::filesystem::path& folder) {
     const fs::path file = folder / "vocab.txt";
     result.vocabulary = Vocabulary(TokenizerKind::wordpiece, entries_of_lines(read_text_file(file, kMaxTextBytes), file),
                                    added_of_folder(folder, result.files, config), file);
-  } else if (has("tokenizer.model") || has("spiece.model") || has("sentencepiece.bpe.model")) {
+  } else if (has("tokenizer.model") || has("spiece.model")) {
+    const fs::path file = folder / (has("tokenizer.model") ? "tokenizer.model" : "spiece.model");
+    result.vocabulary = Vocabulary(TokenizerKind::sentencepiece, entries_of_pieces(file), added_of_folder(folder, result.files, config), file);
+  } else if (has("sentencepiece.bpe.model")) {
+    // Its models put tokens of their own before the pieces, which the file does not tell.
     result.vocabulary = Vocabulary(TokenizerKind::sentencepiece, {}, {}, folder);
   } else if (std::any_of(result.files.begin(), result.files.end(), [](const std::string& name) { return name.ends_with(".tiktoken"); })) {
     result.vocabulary = Vocabulary(TokenizerKind::tiktoken, {}, {}, folder);

@@ -23,7 +23,7 @@ enum class TokenizerKind {
   wordpiece,
   wordlevel,
   unigram,
-  sentencepiece,  ///< only tokenizer.model, which weft cannot read yet
+  sentencepiece,  ///< only tokenizer.model or the like
   tiktoken,       ///< only a table of byte strings, which weft cannot read either
 };
 /// "BPE", "WordPiece", "WordLevel", "Unigram", "sentencepiece", "tiktoken"; empty for none.
@@ -99,7 +99,7 @@ struct TokenizerFolder {
   std::vector<std::string> files;  ///< names of the tokenizer files that are there
 
   [[nodiscard]] TokenizerKind kind() const noexcept { return vocabulary.kind(); }
-  /// Throws unsupported for tokenizer.model or a .tiktoken file alone, not_found for no tokenizer, saying that `why` needs it.
+  /// Throws unsupported for sentencepiece.bpe.model or a .tiktoken file alone, not_found for no tokenizer, saying that `why` needs it.
   void require_readable(std::string_view why) const;
 };
 

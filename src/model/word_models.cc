@@ -8,6 +8,7 @@
 #include "model/byte_trie.h"
 #include "model/token_table.h"
 #include "model/unicode_text.h"
+#include "model/word_cache.h"
 #include "weft/error.h"
 
 namespace weft::model {
@@ -113,7 +114,9 @@ struct UnigramScratch final : ModelScratch {
     std::uint32_t begin = kNone;  ///< kNone: not reached
     std::uint32_t id = 0;
   };
+  WordCache cache;
   std::vector<Node> nodes;
+  std::vector<PieceToken> found;
 };
 
 class Unigram final : public TokenModel {
@@ -149,8 +152,17 @@ class Unigram final : public TokenModel {
   [[nodiscard]] std::uint64_t num_ids() const override { return options_.vocabulary.size(); }
 
   void tokenize(std::string_view piece, std::vector<PieceToken>& tokens, ModelScratch& scratch) const override {
-    if (piece.empty()) return;
-    auto& nodes = static_cast<UnigramScratch&>(scratch).nodes;
+    auto& work = static_cast<UnigramScratch&>(scratch);
+    WordCache::Slot* const slot = work.cache.slot(piece);
+    if (slot != nullptr && work.cache.find(*slot, piece, 0, tokens)) return;
+    const std::size_t first = tokens.size();
+    if (!piece.empty()) likeliest(piece, tokens, work);
+    if (slot != nullptr) work.cache.keep(*slot, piece, 0, tokens, first);
+  }
+
+ private:
+  void likeliest(std::string_view piece, std::vector<PieceToken>& tokens, UnigramScratch& work) const {
+    auto& nodes = work.nodes;
     nodes.assign(piece.size() + 1, {});
     nodes[0].begin = 0;
     for (std::size_t at = 0; at < piece.size();) {
@@ -172,7 +184,8 @@ class Unigram final : public TokenModel {
       at += size;
     }
     // Back from the end; neighbouring unknown characters are one token.
-    std::vector<PieceToken> found;
+    std::vector<PieceToken>& found = work.found;
+    found.clear();
     for (std::size_t end = piece.size(); end > 0;) {
       const auto& node = nodes[end];
       const bool unknown = options_.unknown && node.id == *options_.unknown;
@@ -198,10 +211,12 @@ class Unigram final : public TokenModel {
       }
     }
     constexpr std::size_t kKept = 1 << 16;
-    if (nodes.capacity() > kKept) nodes = {};
+    if (nodes.capacity() > kKept) {
+      nodes = {};
+      found = {};
+    }
   }
 
- private:
   [[nodiscard]] std::uint32_t unknown_id() const {
     if (!options_.unknown)
       throw Error(ErrorCode::corrupt, "the text has unknown characters, but the tokenizer has no token for them",

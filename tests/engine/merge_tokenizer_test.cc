@@ -229,7 +229,7 @@ TEST(MergeTokenizer, a_model_without_tokenizer_shares_the_bases) {
   EXPECT_EQ(plan.own_id(0, 2), std::nullopt);  // beyond its vocab_size
   EXPECT_WEFT_ERROR(plan_tokenizer({{"bare", bare.path(), 2}, base.model}, 0, from(Source::union_of_all), std::nullopt), not_found,
                     "has no tokenizer");
-  write_file(bare / "tokenizer.model", "x");
+  write_file(bare / "sentencepiece.bpe.model", "x");
   EXPECT_WEFT_ERROR(plan_tokenizer({{"bare", bare.path(), 2}, base.model}, 1, from(Source::union_of_all), std::nullopt), unsupported,
                     "not yet readable here");
 }

@@ -159,6 +159,40 @@ TEST(ForwardGolden, encoders_give_hidden_states_pooler_and_embedding_whether_run
   }
 }
 
+TEST(ForwardGolden, the_bundled_model_gives_the_logits_and_greedy_tokens_of_transformers_in_every_precision) {
+  const std::filesystem::path data = std::filesystem::path(WEFT_SOURCE_DIR) / "tests/data/forward";
+  const Json index = read_json_file(data / "tiny-base.json");
+  const GoldenModel expected = testing::read_safetensors(data / "tiny-base.safetensors");
+  const auto worst_error = [&](Network& network, std::size_t p, const std::vector<std::uint32_t>& ids) {
+    const auto hidden = static_cast<std::size_t>(network.config().hidden);
+    const TokenChunk chunk{nullptr, ids, {}};
+    const std::vector<float> x = network.run({&chunk, 1});
+    const std::vector<float> logits = logits_of(network, std::span(x).last(std::min<std::size_t>(ids.size(), 4) * hidden));
+    const std::vector<double> want = expected.at("p" + std::to_string(p) + ".last4").values();
+    EXPECT_EQ(logits.size(), want.size());
+    double largest = 0, worst = 0;
+    for (std::size_t i = 0; i < want.size(); ++i) {
+      largest = std::max(largest, std::abs(want[i]));
+      worst = std::max(worst, std::abs(static_cast<double>(logits[i]) - want[i]));
+    }
+    return worst / largest;
+  };
+  Network exact = open_network(std::filesystem::path(WEFT_SOURCE_DIR) / "models/tiny-base", {.threads = 2});
+  Network fast = open_network(std::filesystem::path(WEFT_SOURCE_DIR) / "models/tiny-base", {.precision = Precision::fast, .threads = 2});
+  Network rounded = open_network(std::filesystem::path(WEFT_SOURCE_DIR) / "models/tiny-base", {.precision = Precision::int8, .threads = 2});
+  const Json::Array& prompts = *index.find("prompts")->array();
+  for (std::size_t p = 0; p < prompts.size(); ++p) {
+    SCOPED_TRACE(p);
+    const std::vector<std::uint32_t> ids = ids_of(*prompts[p].find("ids"));
+    EXPECT_LE(worst_error(exact, p, ids), 2e-4);
+    EXPECT_EQ(greedy(exact, ids, 16), ids_of(*prompts[p].find("greedy")));
+    // Nine roundings in a row (two blocks of four matrices, and the head), each of 2^-9 of a number, or of half a step of 1/127 of the largest beside
+    // it.
+    EXPECT_LE(worst_error(fast, p, ids), 9 * 0x1p-9);
+    EXPECT_LE(worst_error(rounded, p, ids), 9 * 0.5 / 127);
+  }
+}
+
 TEST(ForwardGolden, the_zoo_s_models_give_their_last_logits_and_greedy_tokens) {
   const Golden* golden = Golden::get();
   if (golden == nullptr || !std::filesystem::exists(kZoo)) GTEST_SKIP() << "no golden data";

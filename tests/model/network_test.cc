@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 
+#include "model/text_part.h"
 #include "support/errors.h"
 #include "support/memory_checkpoint.h"
 
@@ -168,6 +169,36 @@ TEST(Network, sequences_count_against_the_memory_and_what_cannot_fit_is_refused_
   EXPECT_FALSE(narrow->is_resident());
   EXPECT_LE(state->size_bytes(), narrow->sequence_bytes(30, 30));
   EXPECT_THAT(std::string(narrow->warnings().back()), ::testing::HasSubstr("blocks are read anew"));
+}
+
+TEST(Network, the_language_model_inside_a_multimodal_checkpoint_is_found_whatever_its_prefix) {
+  const Json config = with(kLlama, "model_type", "gemma3_text");
+  Json text = config;
+  text.erase("head_dim");
+  const auto own = make(text);
+  Json whole = parse_json(R"({"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "vision_config": {"hidden_size": 8},
+    "tie_word_embeddings": true})",
+                          "");
+  text.set("architectures", Json::Array{Json("Gemma3ForConditionalGeneration")});
+  whole.set("text_config", text);
+  const std::vector<std::uint32_t> ids = some_ids(20, 50);
+  for (const char* prefix : {"language_model.", "model.language_model.", ""}) {
+    SCOPED_TRACE(prefix);
+    std::vector<MemoryCheckpoint::Tensor> tensors = tensors_of(config);
+    for (MemoryCheckpoint::Tensor& tensor : tensors)
+      tensor.name = std::string(prefix) + (prefix[0] == 'm' ? tensor.name.substr(tensor.name.find('.') + 1) : tensor.name);
+    if (prefix[0] != 0) tensors.push_back({"vision_tower.patch.weight", DType::f32, {2}, testing::stored_as(DType::f32, {1, 2})});
+    const auto part = text_part(std::make_shared<MemoryCheckpoint>(std::move(tensors)), whole);
+    ASSERT_TRUE(part.has_value());
+    Network network(part->checkpoint, part->config, {.threads = 2});
+    EXPECT_TRUE(network.warnings().empty());
+    EXPECT_EQ(run_one(network, ids), run_one(*own, ids));
+  }
+  const auto plain = std::make_shared<MemoryCheckpoint>(tensors_of(config));
+  EXPECT_FALSE(text_part(plain, config).has_value());
+  text.set("model_type", "unheard_of");
+  whole.set("text_config", text);
+  EXPECT_FALSE(text_part(plain, whole).has_value());
 }
 
 TEST(Network, sixteen_bit_weights_give_exactly_what_their_values_in_float32_give) {

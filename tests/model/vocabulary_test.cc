@@ -106,13 +106,31 @@ TEST(Vocabulary, reads_the_files_that_older_folders_have_instead) {
   }
 }
 
-TEST(Vocabulary, says_that_sentencepiece_alone_cannot_be_read_and_that_no_tokenizer_is_none) {
+/// Piece {1: text, 3: type} of a SentencePiece model.
+std::string piece_bytes(const std::string& text, char type) {
+  const std::string inner = std::string("\x0a") + static_cast<char>(text.size()) + text + "\x18" + type;
+  return std::string("\x0a") + static_cast<char>(inner.size()) + inner;
+}
+
+TEST(Vocabulary, sentencepiece_alone_has_its_pieces_and_the_tokens_added_to_them) {
+  TemporaryFolder folder;
+  write_file(folder / "tokenizer.model", piece_bytes("<unk>", 2) + piece_bytes("<s>", 3) + piece_bytes("\u2581a", 1));
+  write_file(folder / "added_tokens.json", R"({"<extra>": 3})");
+  const TokenizerFolder read = read_tokenizer(folder.path());
+  EXPECT_EQ(to_string(read.kind()), "sentencepiece");
+  EXPECT_THAT(tokens_of(read.vocabulary), ElementsAre("<unk>=0", "<s>=1", "\u2581a=2", "<extra>=3"));
+  read.require_readable("a union of vocabularies");
+  write_file(folder / "tokenizer.model", "\x0a\x0b");
+  EXPECT_WEFT_ERROR((void)read_tokenizer(folder.path()), corrupt, "tokenizer.model");
+}
+
+TEST(Vocabulary, says_what_cannot_be_read_and_that_no_tokenizer_is_none) {
   TemporaryFolder folder;
   EXPECT_EQ(read_tokenizer(folder.path()).kind(), TokenizerKind::none);
   EXPECT_WEFT_ERROR(read_tokenizer(folder.path()).require_readable("a union of vocabularies"), not_found, "a union of vocabularies needs it");
   write_file(folder / "qwen.tiktoken", "IQ== 0\n");
   EXPECT_WEFT_ERROR(read_tokenizer(folder.path()).require_readable("this"), unsupported, "tiktoken");
-  write_file(folder / "tokenizer.model", "\x0a\x0b");
+  write_file(folder / "sentencepiece.bpe.model", "x");
   const TokenizerFolder read = read_tokenizer(folder.path());
   EXPECT_EQ(read.kind(), TokenizerKind::sentencepiece);
   EXPECT_EQ(to_string(read.kind()), "sentencepiece");
