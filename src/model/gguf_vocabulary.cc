@@ -6,6 +6,7 @@
 #include <array>
 #include <bit>
 #include <cstring>
+#include <functional>
 #include <string_view>
 #include <unordered_map>
 
@@ -27,22 +28,13 @@ std::string with_marks(const std::string& spaces) {
   return marks;
 }
 
-/// How llama.cpp calls the regular expressions that byte BPE splits text with first.
-struct PreTokenizer {
-  std::string_view name;
-  std::string_view pattern;  ///< of a Split before the bytes; empty: GPT-2's, inside of ByteLevel
-  bool digits = false;       ///< each digit alone first
-  bool nfc = false;
-  bool ignores_merges = false;
-};
-
 constexpr std::string_view kLlama3Pattern =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 constexpr std::string_view kQwen2Pattern =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 
 // The first with a pattern is the name that is written; several names stand for one pattern in files.
-constexpr PreTokenizer kPreTokenizers[] = {
+constexpr GgufSplit kPreTokenizers[] = {
     {"gpt-2", "", false, false, false},
     {"llama-bpe", kLlama3Pattern, false, false, true},
     {"dbrx", kLlama3Pattern, false, false, false},
@@ -61,6 +53,13 @@ constexpr PreTokenizer kPreTokenizers[] = {
     {"refact", "", true, false, false},
     {"command-r", "", true, false, false},
     {"codeshell", "", true, false, false},
+    {"default", "", false, false, false},
+    {"gpt2", "", false, false, false},
+    {"jina-v2-code", "", false, false, false},
+    {"falcon3", kLlama3Pattern, false, false, true},
+    {"stablelm2", kQwen2Pattern, false, false, false},
+    {"hunyuan", kQwen2Pattern, false, false, false},
+    {"megrez", kQwen2Pattern, false, false, false},
 };
 
 constexpr std::string_view kKeyPrefix = "tokenizer.ggml.";
@@ -119,7 +118,7 @@ std::string name_of_pre_tokenizer(const Json& tokenizer, std::vector<std::string
   const bool known_shape = bytes != nullptr && steps.size() == 1u + (split != nullptr) + digits &&
                            (split != nullptr) != flag_of(bytes->find("use_regex"), true) && !flag_of(bytes->find("add_prefix_space"), false);
   if (known_shape)
-    for (const PreTokenizer& pre : kPreTokenizers)
+    for (const GgufSplit& pre : kPreTokenizers)
       if (pre.pattern == pattern && pre.digits == digits && (pattern.empty() || pre.ignores_merges == ignores_merges || pre.nfc))
         return std::string(pre.name);
   warnings.emplace_back("llama.cpp knows no pre-tokenizer like this model's; the file says 'default', and some texts will be split otherwise");
@@ -481,13 +480,15 @@ std::optional<std::uint32_t> GgufVocabulary::special(std::string_view name) cons
   return std::nullopt;
 }
 
-std::optional<GgufVocabulary> read_gguf_vocabulary(const GgufCheckpoint& checkpoint) {
-  const GgufMetadata& metadata = checkpoint.gguf_metadata();
-  const std::string file = checkpoint.path().string();
+namespace {
+
+/// list: a value with its list read.
+std::optional<GgufVocabulary> read_vocabulary(const GgufMetadata& metadata, const std::string& file,
+                                              const std::function<std::optional<GgufValue>(std::string_view)>& list) {
   const auto key = [](std::string_view name) { return std::string(kKeyPrefix) + std::string(name); };
   GgufVocabulary v;
   v.model = metadata.text(key("model")).value_or("");
-  const std::optional<GgufValue> tokens = checkpoint.value(key("tokens"));
+  const std::optional<GgufValue> tokens = list(key("tokens"));
   if (v.model.empty() || v.model == "none" || !tokens) return std::nullopt;
   v.pre = metadata.text(key("pre")).value_or("");
   v.tokens = tokens->string_list();
@@ -496,17 +497,18 @@ std::optional<GgufVocabulary> read_gguf_vocabulary(const GgufCheckpoint& checkpo
   if (v.tokens.size() > std::uint64_t{1} << 24) damaged(file, key("tokens"), fmt::format("{} tokens", v.tokens.size()));
   for (std::string& token : v.tokens)
     if (!is_valid_utf8(token)) damaged(file, key("tokens"), fmt::format("the token '{}' is not UTF-8", printable(token)));
-  if (const auto scores = checkpoint.value(key("scores"))) v.scores = scores->float_list();
-  if (const auto types = checkpoint.value(key("token_type")))
+  if (const auto scores = list(key("scores"))) v.scores = scores->float_list();
+  if (const auto types = list(key("token_type")))
     for (const std::int64_t type : types->integer_list()) v.types.push_back(type >= 1 && type <= 6 ? static_cast<std::int32_t>(type) : 1);
   if (!v.scores.empty() && v.scores.size() != v.tokens.size())
     damaged(file, key("scores"), fmt::format("there are {} scores for {} tokens", v.scores.size(), v.tokens.size()));
   if (!v.types.empty() && v.types.size() != v.tokens.size())
     damaged(file, key("token_type"), fmt::format("there are {} types for {} tokens", v.types.size(), v.tokens.size()));
-  if (const auto merges = checkpoint.value(key("merges"))) v.merges = merges->string_list();
+  if (const auto merges = list(key("merges"))) v.merges = merges->string_list();
   for (const std::string& merge : v.merges)
-    if (!is_valid_utf8(merge) || merge.find(' ', 1) == std::string::npos)
-      damaged(file, key("merges"), fmt::format("the merge '{}' is no pair of tokens", printable(merge)));
+    if (const std::size_t space = merge.find(' ', 1);
+        !is_valid_utf8(merge) || space == std::string::npos || space + 1 == merge.size() || merge.find(' ', space + 1) != std::string::npos)
+      damaged(file, key("merges"), fmt::format("the merge '{}' is not two tokens with one space between them", printable(merge)));
   for (const std::string_view name : kSpecialNames) {
     const std::string id_key = key(name) + "_token_id";
     const GgufValue* value = metadata.find(id_key);
@@ -524,11 +526,29 @@ std::optional<GgufVocabulary> read_gguf_vocabulary(const GgufCheckpoint& checkpo
   v.add_sep = metadata.flag(key("add_sep_token"));
   v.add_space_prefix = metadata.flag(key("add_space_prefix"));
   v.remove_extra_whitespaces = metadata.flag(key("remove_extra_whitespaces"));
-  if (const auto map = checkpoint.value(key("precompiled_charsmap")); map && map->array() != nullptr && map->array()->element_type == GgufType::u8)
-    v.precompiled_charsmap = *map->array()->bytes;
+  if (const auto map = list(key("precompiled_charsmap")); map && map->array() != nullptr && size_of(map->array()->element_type) == 1)
+    v.precompiled_charsmap = map->array()->bytes.value_or("");
   v.chat_template = metadata.text("tokenizer.chat_template");
   if (const auto count = metadata.unsigned_integer(key("token_type_count"))) v.token_type_count = static_cast<std::uint32_t>(*count);
   return v;
+}
+
+}  // namespace
+
+std::optional<GgufVocabulary> read_gguf_vocabulary(const GgufCheckpoint& checkpoint) {
+  return read_vocabulary(checkpoint.gguf_metadata(), checkpoint.path().string(), [&checkpoint](std::string_view key) { return checkpoint.value(key); });
+}
+
+std::optional<GgufVocabulary> read_gguf_vocabulary(const GgufMetadata& metadata, const std::string& file) {
+  return read_vocabulary(metadata, file, [&metadata](std::string_view key) {
+    const GgufValue* value = metadata.find(key);
+    return value == nullptr ? std::nullopt : std::optional(*value);
+  });
+}
+
+const GgufSplit* find_gguf_split(std::string_view name) noexcept {
+  const auto found = std::find_if(std::begin(kPreTokenizers), std::end(kPreTokenizers), [name](const GgufSplit& split) { return split.name == name; });
+  return found == std::end(kPreTokenizers) ? nullptr : &*found;
 }
 
 void add_gguf_vocabulary(GgufMetadata& metadata, const GgufVocabulary& v) {
@@ -658,11 +678,10 @@ Json tokenizer_json_of(const GgufVocabulary& stored, std::vector<std::string>& w
   const auto unknown = v.special("unknown");
   Json unknown_token = unknown ? Json(v.tokens[*unknown]) : Json();
   if (v.model == "gpt2") {
-    const auto found = std::find_if(std::begin(kPreTokenizers), std::end(kPreTokenizers), [&](const PreTokenizer& p) { return p.name == v.pre; });
-    PreTokenizer kind = kPreTokenizers[0];
-    if (found != std::end(kPreTokenizers))
+    GgufSplit kind = kPreTokenizers[0];
+    if (const GgufSplit* found = find_gguf_split(v.pre); found != nullptr)
       kind = *found;
-    else
+    else if (!v.pre.empty())
       warnings.push_back(fmt::format("weft does not know how the pre-tokenizer '{}' splits text and took GPT-2's; some texts will get other tokens",
                                      printable(v.pre)));
     if (kind.nfc) normalizer = typed("NFC");

@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -34,8 +35,22 @@ struct GgufVocabulary {
   [[nodiscard]] std::int32_t type_of(std::size_t id) const { return id < types.size() ? types[id] : static_cast<std::int32_t>(normal); }
 };
 
-/// Errors: corrupt when lists contradict each other or an id is no token. Nothing when the file has no vocabulary.
+/// Errors: corrupt when lists contradict each other, an id is no token, a merge no pair. Nothing when the file has no vocabulary.
 [[nodiscard]] std::optional<GgufVocabulary> read_gguf_vocabulary(const GgufCheckpoint& checkpoint);
+/// metadata: with its lists read. file: for messages.
+[[nodiscard]] std::optional<GgufVocabulary> read_gguf_vocabulary(const GgufMetadata& metadata, const std::string& file);
+
+/// How byte BPE splits text before it looks for tokens: a regular expression, by the name that llama.cpp has for it.
+struct GgufSplit {
+  std::string_view name;
+  std::string_view pattern;  ///< of a Split before the bytes; empty: GPT-2's, inside of ByteLevel
+  bool digits = false;       ///< each digit alone first
+  bool nfc = false;
+  bool ignores_merges = false;
+};
+/// Null when unknown.
+[[nodiscard]] const GgufSplit* find_gguf_split(std::string_view name) noexcept;
+
 /// Appends the keys.
 void add_gguf_vocabulary(GgufMetadata& metadata, const GgufVocabulary& vocabulary);
 

@@ -283,8 +283,13 @@ Tokenizer Tokenizer::open(const std::filesystem::path& path) {
   if (kind == PathKind::file) {
     const std::string extension = path.extension().string();
     if (extension == ".json") return from_json(read_json_file(path), nullptr, path);
-    if (extension == ".gguf")
-      return make_gguf_tokenizer(read_gguf_tokens(read_gguf_header(File(path, FileMode::read), GgufLists::keep_all).metadata, path), path);
+    if (extension == ".gguf") {
+      auto vocabulary = read_gguf_vocabulary(read_gguf_header(File(path, FileMode::read), GgufLists::keep_all).metadata, path.string());
+      if (!vocabulary)
+        throw Error(ErrorCode::not_found, "the file has no tokenizer", {.file = path.string(), .key = "tokenizer.ggml.model"},
+                    "use the model's folder with tokenizer.json");
+      return make_gguf_tokenizer(*std::move(vocabulary), path);
+    }
     if (extension == ".model") return from_sentencepiece(read_text_file(path, kMaxSentencePieceBytes), nullptr, path);
     return open(path.parent_path());
   }
