@@ -4,12 +4,14 @@
 #include <cmath>
 #include <functional>
 #include <map>
+#include <numbers>
 #include <numeric>
 #include <set>
 
 #include "adapt/fold.h"
 #include "base/check.h"
 #include "base/text.h"
+#include "base/torch_random.h"
 #include "math/add_product.h"
 
 namespace weft::adapt {
@@ -227,20 +229,48 @@ class ByRow final : public Fold {
   Row row_;
 };
 
+/// One change after another.
+class InTurn final : public Fold {
+ public:
+  explicit InTurn(std::vector<std::unique_ptr<Fold>> parts) : parts_(std::move(parts)) {
+    for (const auto& one : parts_) held_bytes += one->held_bytes;
+  }
+  void apply(const RowSource& source, std::uint64_t first, std::uint64_t count, std::span<double> values) const override {
+    for (const auto& one : parts_) one->apply(source, first, count, values);
+  }
+
+ private:
+  std::vector<std::unique_ptr<Fold>> parts_;
+};
+
 /// Each row cut into blocks, each block times a matrix of its own: W' = W diag(blocks). The blocks in turn where there are fewer than places.
+/// order: column i of the row is column order[i] among the blocks'; empty: as they are.
 class BlockRotation final : public Fold {
  public:
-  BlockRotation(std::vector<math::PackedMatrix> blocks, std::vector<float> row_scales)
-      : blocks_(std::move(blocks)), row_scales_(std::move(row_scales)) {
+  BlockRotation(std::vector<math::PackedMatrix> blocks, std::vector<float> row_scales, std::vector<std::size_t> order = {})
+      : blocks_(std::move(blocks)), row_scales_(std::move(row_scales)), order_(std::move(order)) {
+    held_bytes += order_.size() * sizeof(std::size_t);
     for (const math::PackedMatrix& block : blocks_) held_bytes += block.panels.size() * sizeof(float);
   }
   void apply(const RowSource& source, std::uint64_t first, std::uint64_t count, std::span<double> values) const override {
     const auto columns = static_cast<std::size_t>(source.columns);
     const std::size_t b = blocks_.front().columns;
-    std::vector<double> turned(values.size(), 0.0);
+    std::vector<double> turned(values.size(), 0.0), ordered;
+    const double* from = values.data();
+    if (!order_.empty()) {
+      ordered.resize(values.size());
+      for (std::size_t row = 0; row < values.size(); row += columns)
+        for (std::size_t i = 0; i < columns; ++i) ordered[row + order_[i]] = values[row + i];
+      from = ordered.data();
+    }
     for (std::size_t k = 0; k < columns / b; ++k)
-      math::add_product(values.data() + k * b, columns, static_cast<std::size_t>(count), blocks_[k % blocks_.size()], turned.data() + k * b, columns);
-    std::copy(turned.begin(), turned.end(), values.begin());
+      math::add_product(from + k * b, columns, static_cast<std::size_t>(count), blocks_[k % blocks_.size()], turned.data() + k * b, columns);
+    if (order_.empty()) {
+      std::copy(turned.begin(), turned.end(), values.begin());
+    } else {
+      for (std::size_t row = 0; row < values.size(); row += columns)
+        for (std::size_t i = 0; i < columns; ++i) values[row + i] = turned[row + order_[i]];
+    }
     if (row_scales_.empty()) return;
     for (std::size_t i = 0; i < values.size(); ++i) values[i] *= static_cast<double>(row_scales_[static_cast<std::size_t>(first) + i / columns]);
   }
@@ -248,6 +278,7 @@ class BlockRotation final : public Fold {
  private:
   std::vector<math::PackedMatrix> blocks_;
   std::vector<float> row_scales_;
+  std::vector<std::size_t> order_;
 };
 
 /// RoAD: rows of a group turned in pairs.
@@ -336,8 +367,7 @@ class Planner {
     else if (has("gralora_A"))
       gralora();
     else if (has("fourierft_spectrum"))
-      throw a_->error(ErrorCode::unsupported, "FourierFT places its frequencies by PyTorch's random numbers, which weft does not make", {},
-                      "fold it with PEFT");
+      fourierft();
     for (const auto& [name, part] : module_.parts) {
       if (used_.contains(name)) continue;
       throw a_->error(
@@ -727,21 +757,46 @@ class Planner {
     });
   }
 
+  /// A matrix that PEFT draws instead of saving it: uniform within the bound of Kaiming's start for ReLU.
+  static Matrix drawn(TorchRandom& random, std::uint64_t rows, std::uint64_t columns) {
+    Matrix out{static_cast<std::size_t>(rows), static_cast<std::size_t>(columns), {}};
+    out.values.resize(out.rows * out.columns);
+    const auto bound = static_cast<float>(std::sqrt(3.0) * (std::sqrt(2.0) / std::sqrt(static_cast<double>(columns))));
+    random.uniform(-bound, bound, out.values);
+    return out;
+  }
+
   void vera() {
-    const std::string advice =
-        "it was saved without its projections, which PyTorch's random numbers would have to make; save it again with save_projection, or fold it "
-        "with PEFT";
-    const TensorInfo &lambda_b = part("vera_lambda_b"), &lambda_d = part("vera_lambda_d"), &a = shared("vera_A", advice),
-                     &b = shared("vera_B", advice);
-    const TensorInfo& weight = changed_weight();
+    const TensorInfo &lambda_b = part("vera_lambda_b"), &lambda_d = part("vera_lambda_d"), &weight = changed_weight();
     const std::uint64_t rank = lambda_d.num_elements, out = outputs(weight), in = inputs(weight);
     expect(lambda_b.num_elements == out, lambda_b, weight);
-    if (dim(a, 0) != rank || dims_from(b, 1) != rank) bad(lambda_d, "does not fit vera_A and vera_B: their ranks differ");
-    expect(dims_from(a, 1) >= in, a, weight);
-    expect(dim(b, 0) >= out, b, weight);
-    add(weight, [p = a_, lb = &lambda_b, ld = &lambda_d, a = &a, b = &b, out, in, turn = transposed()](const RowSource&) {
+    const Json* saved = a_->config.find("save_projection");
+    const TensorInfo *a = nullptr, *b = nullptr;
+    std::uint64_t most_in = in, most_out = out;
+    if (saved && saved->boolean() == false && !a_->shared.contains("vera_A") && !module_.parts.contains("vera_A")) {
+      // Drawn once, as large as the largest module on each side.
+      for (const AdapterModule& other : a_->modules) {
+        if (!other.parts.contains("vera_lambda_b")) continue;
+        const std::optional<std::string> name = base_.find(other.name, "weight");
+        if (!name) continue;  // told of where that module is looked at
+        most_in = std::max(most_in, inputs(base_.tensor(*name)));
+        most_out = std::max(most_out, outputs(base_.tensor(*name)));
+      }
+      check_rank(lambda_d, rank);
+    } else {
+      const std::string advice = "the adapter is incomplete; fetch it again";
+      a = &shared("vera_A", advice);
+      b = &shared("vera_B", advice);
+      if (dim(*a, 0) != rank || dims_from(*b, 1) != rank) bad(lambda_d, "does not fit vera_A and vera_B: their ranks differ");
+      expect(dims_from(*a, 1) >= in, *a, weight);
+      expect(dim(*b, 0) >= out, *b, weight);
+    }
+    const auto seed = static_cast<std::uint64_t>(integer_setting("projection_prng_key", 0));
+    add(weight, [p = a_, lb = &lambda_b, ld = &lambda_d, a, b, out, in, rank, most_in, most_out, seed, turn = transposed()](const RowSource&) {
       const std::vector<float> vb = values_of(*p, *lb), vd = values_of(*p, *ld);
-      const Matrix wide_a = matrix_of(*p, *a), wide_b = matrix_of(*p, *b);
+      TorchRandom random(seed);
+      const Matrix wide_a = a ? matrix_of(*p, *a) : drawn(random, rank, most_in);
+      const Matrix wide_b = b ? matrix_of(*p, *b) : drawn(random, most_out, rank);
       // Products of two float32 rounded once: a rank-r sum of them stays within a few units of the last place.
       Matrix left{static_cast<std::size_t>(out), wide_b.columns, {}}, right{wide_a.rows, static_cast<std::size_t>(in), {}};
       for (std::size_t o = 0; o < left.rows; ++o)
@@ -750,6 +805,74 @@ class Planner {
         for (std::size_t i = 0; i < right.columns; ++i) right.values.push_back(wide_a(k, i));
       const std::vector<double> scales(vd.begin(), vd.end());
       return turn ? std::make_unique<LowRank>(right.transposed(), left.transposed(), scales) : std::make_unique<LowRank>(left, right, scales);
+    });
+  }
+
+  /// A whole number of the config.
+  [[nodiscard]] std::int64_t integer_setting(const char* key, std::int64_t otherwise) const {
+    const Json* value = a_->config.find(key);
+    if (!value || value->is_null()) return otherwise;
+    if (!value->integer() || *value->integer() < 0)
+      throw a_->error(ErrorCode::corrupt, fmt::format("'{}' in adapter_config.json is no whole number from 0 up", key));
+    return *value->integer();
+  }
+
+  /// delta[p, q] = scale / (out in) sum over k of s_k cos(2 pi (r_k p / out + c_k q / in)): the real part of an inverse Fourier transform of few
+  /// frequencies, at places (r, c) that PEFT draws. A cosine of a sum is two products, so this is a product of rank 2n at most.
+  void fourierft() {
+    const TensorInfo &spectrum = part("fourierft_spectrum"), &weight = changed_weight();
+    require_matrix(weight);
+    const std::uint64_t out = outputs(weight), in = inputs(weight), size = checked_mul(out, in, "frequencies");
+    expect(spectrum.num_elements <= size && size > 0, spectrum, weight);
+    const double scale = a_->number("scaling").value_or(150) / static_cast<double>(size);
+    const auto seed = static_cast<std::uint64_t>(integer_setting("random_loc_seed", 777));
+    add(weight, [a = a_, s = &spectrum, out, in, size, scale, seed, turn = transposed()](const RowSource&) {
+      const std::vector<float> values = values_of(*a, *s);
+      const std::vector<std::uint64_t> places = TorchRandom(seed).permutation(size, values.size());
+      const auto waves = [](std::uint64_t length) {
+        std::vector<std::pair<float, float>> table(static_cast<std::size_t>(length));
+        for (std::size_t i = 0; i < table.size(); ++i) {
+          const double angle = 2 * std::numbers::pi * static_cast<double>(i) / static_cast<double>(length);
+          table[i] = {static_cast<float>(std::cos(angle)), static_cast<float>(std::sin(angle))};
+        }
+        return table;
+      };
+      const std::vector<std::pair<float, float>> down = waves(out), across = waves(in);
+      // Frequencies of one row of the spectrum share their waves down the matrix.
+      std::map<std::uint64_t, std::vector<std::size_t>> rows;
+      for (std::size_t k = 0; k < places.size(); ++k) rows[places[k] / in].push_back(k);
+      Matrix left{static_cast<std::size_t>(out), 2 * rows.size(), {}}, right{2 * rows.size(), static_cast<std::size_t>(in), {}};
+      left.values.resize(left.rows * left.columns);
+      right.values.resize(right.rows * right.columns);
+      std::vector<double> cosines(right.columns), sines(right.columns);
+      std::size_t at = 0;
+      for (const auto& [row, members] : rows) {
+        std::fill(cosines.begin(), cosines.end(), 0.0);
+        std::fill(sines.begin(), sines.end(), 0.0);
+        for (const std::size_t k : members) {
+          const std::uint64_t column = places[k] % in;
+          std::uint64_t angle = 0;
+          for (std::size_t q = 0; q < right.columns; ++q) {
+            cosines[q] += static_cast<double>(values[k]) * static_cast<double>(across[static_cast<std::size_t>(angle)].first);
+            sines[q] += static_cast<double>(values[k]) * static_cast<double>(across[static_cast<std::size_t>(angle)].second);
+            angle += column;
+            if (angle >= in) angle -= in;
+          }
+        }
+        for (std::size_t q = 0; q < right.columns; ++q) {
+          right.values[at * right.columns + q] = static_cast<float>(cosines[q]);
+          right.values[(at + 1) * right.columns + q] = static_cast<float>(-sines[q]);
+        }
+        std::uint64_t angle = 0;
+        for (std::size_t p = 0; p < left.rows; ++p) {
+          left.values[p * left.columns + at] = down[static_cast<std::size_t>(angle)].first;
+          left.values[p * left.columns + at + 1] = down[static_cast<std::size_t>(angle)].second;
+          angle += row;
+          if (angle >= out) angle -= out;
+        }
+        at += 2;
+      }
+      return turn ? std::make_unique<LowRank>(right.transposed(), left.transposed(), scale) : std::make_unique<LowRank>(left, right, scale);
     });
   }
 
@@ -809,24 +932,41 @@ class Planner {
     return sum;
   }
 
+  /// W' = (D_n ... D_1 W^T)^T with rows scaled. Factor i is block-diagonal once the inputs are permuted: within each group of 2^i blocks those
+  /// half blocks that stand at even places come first. The first factor's permutation is none.
   void boft() {
     const TensorInfo &r = part("boft_R"), &s = part("boft_s"), &weight = changed_weight();
     if (r.shape.size() != 4 || r.shape[2] != r.shape[3]) bad(r, "is no stack of square blocks");
-    if (dim(r, 0) != 1)
-      throw a_->error(ErrorCode::unsupported, fmt::format("BOFT with {} butterfly factors cannot be folded", dim(r, 0)), r.name, "fold it with PEFT");
-    expect(dim(r, 1) * dim(r, 2) == dims_from(weight, 1) && dim(r, 2) > 0, r, weight);
+    const std::uint64_t factors = dim(r, 0), num_blocks = dim(r, 1), block = dim(r, 2);
+    expect(num_blocks * block == dims_from(weight, 1) && block > 0, r, weight);
     expect(s.num_elements == dim(weight, 0), s, weight);
-    add(weight, [a = a_, t = &r, s = &s, n = static_cast<std::size_t>(dim(r, 2))](const RowSource&) {
+    if (factors == 0 || factors > 32 || (factors > 1 && (block % 2 != 0 || num_blocks % (std::uint64_t{1} << (factors - 1)) != 0)))
+      bad(r, fmt::format("does not make {} butterfly factors: the blocks cannot be grouped so often", factors));
+    add(weight, [a = a_, t = &r, s = &s, factors = static_cast<std::size_t>(factors), num_blocks = static_cast<std::size_t>(num_blocks),
+                 n = static_cast<std::size_t>(block)](const RowSource&) {
       const std::vector<float> v = values_of(*a, *t);
-      std::vector<math::PackedMatrix> blocks;
-      for (std::size_t k = 0; k < v.size() / (n * n); ++k) {
-        Square q(n * n);
-        for (std::size_t i = 0; i < n; ++i)
-          for (std::size_t j = 0; j < n; ++j)
-            q[i * n + j] = (static_cast<double>(v[(k * n + i) * n + j]) - static_cast<double>(v[(k * n + j) * n + i])) / 2;
-        blocks.push_back(packed(cayley(q, n), n, false));
+      std::vector<std::unique_ptr<Fold>> turns;
+      for (std::size_t f = 0; f < factors; ++f) {
+        std::vector<math::PackedMatrix> blocks;
+        for (std::size_t k = f * num_blocks; k < (f + 1) * num_blocks; ++k) {
+          Square q(n * n);
+          for (std::size_t i = 0; i < n; ++i)
+            for (std::size_t j = 0; j < n; ++j)
+              q[i * n + j] = (static_cast<double>(v[(k * n + i) * n + j]) - static_cast<double>(v[(k * n + j) * n + i])) / 2;
+          blocks.push_back(packed(cayley(q, n), n, false));
+        }
+        std::vector<std::size_t> order;
+        if (f > 0) {
+          const std::size_t group = n << f, half = n / 2, halves = group / half;
+          for (std::size_t begin = 0; begin < n * num_blocks; begin += group)
+            for (const std::size_t first : {std::size_t{0}, std::size_t{1}})
+              for (std::size_t piece = first; piece < halves; piece += 2)
+                for (std::size_t i = 0; i < half; ++i) order.push_back(begin + piece * half + i);
+        }
+        const bool last = f + 1 == factors;
+        turns.push_back(std::make_unique<BlockRotation>(std::move(blocks), last ? values_of(*a, *s) : std::vector<float>(), std::move(order)));
       }
-      return std::make_unique<BlockRotation>(std::move(blocks), values_of(*a, *s));
+      return factors == 1 ? std::move(turns.front()) : std::make_unique<InTurn>(std::move(turns));
     });
   }
 

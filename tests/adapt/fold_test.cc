@@ -240,10 +240,19 @@ TEST_F(BadAdapter, of_kinds_that_weft_cannot_fold_is_unsupported) {
   expect(R"({"peft_type":"LORA","r":1,"init_lora_weights":"pissa_niter_4"})", lora("m", 3, 2, 1, 1), ErrorCode::unsupported, "--residual-base");
   expect(R"({"peft_type":"LORA","r":1,"use_qalora":true})", lora("m", 3, 2, 1, 1), ErrorCode::unsupported, "use_qalora");
   expect(R"({"peft_type":"LORA","r":1,"rank_pattern":{"(?=x)m":1}})", lora("m", 3, 2, 1, 1), ErrorCode::unsupported, "cannot be used");
-  expect(R"({"peft_type":"FOURIERFT"})", {floats("base_model.model.m.fourierft_spectrum", {3}, {1, 1, 1})}, ErrorCode::unsupported, "random numbers");
+  expect(R"({"peft_type":"FOURIERFT"})", {floats("base_model.model.m.fourierft_spectrum", {7}, {1, 1, 1, 1, 1, 1, 1})}, ErrorCode::invalid_argument,
+         "is [7] but the model's");
+  expect(R"({"peft_type":"FOURIERFT","random_loc_seed":-1})", {floats("base_model.model.m.fourierft_spectrum", {1}, {1})}, ErrorCode::corrupt,
+         "'random_loc_seed' in adapter_config.json is no whole number");
+  expect(R"({"peft_type":"BOFT"})",
+         {floats("base_model.model.m.boft_R", {2, 3, 1, 1}, std::vector<float>(6, 0)), floats("base_model.model.m.boft_s", {2, 1}, {1, 1})},
+         ErrorCode::corrupt, "does not make 2 butterfly factors");
   expect(R"({"peft_type":"VERA","r":1})",
          {floats("base_model.model.m.vera_lambda_b", {2}, {1, 1}), floats("base_model.model.m.vera_lambda_d", {1}, {1})}, ErrorCode::unsupported,
-         "without its projections");
+         "does not hold 'vera_A'");
+  expect(R"({"peft_type":"VERA","r":2,"save_projection":false})",
+         {floats("base_model.model.m.vera_lambda_b", {2}, {1, 1}), floats("base_model.model.m.vera_lambda_d", {1}, {1})}, ErrorCode::corrupt,
+         "has rank 2 by adapter_config.json");
   expect(R"({"peft_type":"LORA","r":1})",
          {{"base_model.model.m.lora_A.weight", "I8", {1, 3}, "abc"}, {"base_model.model.m.lora_B.weight", "I8", {2, 1}, "ab"}},
          ErrorCode::unsupported, "stored as I8");
