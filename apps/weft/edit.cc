@@ -157,7 +157,7 @@ Command edit_tokens_command() {
   command.group("New rows");
   Option& method = command.value({"-a", "--method"}, "METHOD", tokens.method, "how rows of unknown tokens are made");
   method.kind = ValueKind::choice;
-  method.choices = {"omp", "common_interpolation", "subword", "mean", "zero", "randn"};
+  method.choices = {"omp", "common_interpolation", "landmark_pca", "stb", "subword", "mean", "john_hewitt", "zero", "randn"};
   method.default_text = "omp";
   command.number({"-k", "--k"}, tokens.k, "shared tokens that a row is made of (omp, common_interpolation)").default_text = "64";
   command.flag({"--cosine"}, tokens.cosine, "nearest by angle instead of distance (common_interpolation)");

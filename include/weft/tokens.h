@@ -16,9 +16,10 @@ struct TokensOptions : JobOptions {
   std::optional<std::uint64_t> resize;             ///< rows of embedding and head
   std::optional<std::filesystem::path> trim_text;  ///< a text: tokens that it does not need go
 
-  /// How unknown tokens get rows: omp, common_interpolation, subword, mean, zero, randn (names of mergekit-tokensurgeon).
+  /// How unknown tokens get rows: omp, common_interpolation, landmark_pca, stb, subword, mean, john_hewitt, zero, randn (names of
+  /// mergekit-tokensurgeon).
   std::string method = "omp";
-  std::uint64_t k = 64;                           ///< points that a row is made of (omp, common_interpolation)
+  std::uint64_t k = 64;                           ///< points that a row is made of (omp, common_interpolation), or a direction (stb)
   bool cosine = false;                            ///< nearest by angle, not by distance (common_interpolation)
   std::string weights = "distance_proportional";  ///< or barycentric, least_squares (common_interpolation)
   std::string subwords = "mean";                  ///< or sum, weighted_mean, first_last (subword)

@@ -8,6 +8,7 @@
 #include <map>
 #include <mutex>
 #include <numbers>
+#include <numeric>
 #include <set>
 #include <utility>
 
@@ -20,6 +21,7 @@
 #include "base/threads.h"
 #include "checkpoint/model_folder.h"
 #include "edit/token_rows.h"
+#include "edit/token_spaces.h"
 #include "edit/trim_tokenizer.h"
 #include "engine/lazy_model.h"
 #include "math/convert.h"
@@ -182,7 +184,7 @@ Match match_option(const std::string& text, const char* key) {
 }
 bool applies(Match match, bool head) { return match == Match::yes || match == (head ? Match::lm_head : Match::embed); }
 
-enum class Method { omp, common_interpolation, subword, mean, zero, randn };
+enum class Method { omp, common_interpolation, landmark_pca, stb, subword, mean, john_hewitt, zero, randn };
 
 class Transplant {
  public:
@@ -192,20 +194,22 @@ class Transplant {
         donor_(engine::open_lazy_model(*options.tokenizer)),
         tokenizer_(model::Tokenizer::open(lazy.input_paths.front())),
         donor_tokenizer_(model::Tokenizer::open(donor_.input_paths.front())) {
-    constexpr std::pair<std::string_view, Method> kMethods[] = {{"omp", Method::omp},         {"common_interpolation", Method::common_interpolation},
-                                                                {"subword", Method::subword}, {"mean", Method::mean},
-                                                                {"zero", Method::zero},       {"randn", Method::randn}};
+    constexpr std::pair<std::string_view, Method> kMethods[] = {
+        {"omp", Method::omp},         {"common_interpolation", Method::common_interpolation},
+        {"stb", Method::stb},         {"landmark_pca", Method::landmark_pca},
+        {"subword", Method::subword}, {"john_hewitt", Method::john_hewitt},
+        {"mean", Method::mean},       {"zero", Method::zero},
+        {"randn", Method::randn}};
     bool known = false;
     for (const auto& [name, method] : kMethods) {
       if (options.method != name) continue;
       method_ = method;
       known = true;
     }
-    for (const char* other : {"john_hewitt", "landmark_pca", "stb", "mp_rope"})
-      if (options.method == other)
-        throw Error(ErrorCode::unsupported, "the method " + options.method + " of mergekit-tokensurgeon is not built", {.key = "--method"},
-                    "omp, common_interpolation, subword, mean, zero and randn are");
-    if (!known) refuse("--method", "unknown method '" + printable(options.method) + "'", "omp, common_interpolation, subword, mean, zero or randn");
+    const std::string all = "omp, common_interpolation, landmark_pca, stb, subword, mean, john_hewitt, zero or randn";
+    if (options.method == "mp_rope")
+      throw Error(ErrorCode::unsupported, "the method mp_rope of mergekit-tokensurgeon is not built", {.key = "--method"}, "choose " + all);
+    if (!known) refuse("--method", "unknown method '" + printable(options.method) + "'", all);
     if (options.weights == "distance_proportional")
       weighting_ = edit::Weighting::distance_proportional;
     else if (options.weights == "barycentric")
@@ -337,8 +341,9 @@ class Transplant {
   }
 
   void check_fits(std::uint64_t shared, std::uint64_t width, std::uint64_t donor_width, std::uint64_t unknown) const {
-    if (method_ != Method::omp && method_ != Method::common_interpolation) return;
-    if (options_.k > shared)
+    if (method_ != Method::omp && method_ != Method::common_interpolation && method_ != Method::landmark_pca && method_ != Method::stb) return;
+    if (shared == 0) refuse("--tokenizer", "the vocabularies share no token", "choose --method subword or mean");
+    if (method_ != Method::landmark_pca && options_.k > shared)
       refuse("--k", fmt::format("{} points are asked for, but the vocabularies share {} tokens", options_.k, shared),
              "give a smaller k, or another method");
     const std::uint64_t needed = shared * (width + donor_width) * 4 + unknown * (width + donor_width) * 4;
@@ -365,6 +370,13 @@ class Transplant {
         break;
       case Method::subword:
         fill_from_subwords(own, unknown, head, rows);
+        break;
+      case Method::john_hewitt:
+        fill_alike(own, name, rows);
+        break;
+      case Method::landmark_pca:
+      case Method::stb:
+        fill_through_map(own, others, unknown, shared, rows);
         break;
       case Method::omp:
       case Method::common_interpolation:
@@ -398,6 +410,66 @@ class Transplant {
       for (std::size_t i = 0; i < width; ++i) sum[i] += static_cast<double>(values[i]);
     }
     for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<float>(sum[i % width] / static_cast<double>(own.tensor->shape[0]));
+  }
+
+  /// Draws from the normal distribution that has the mean and the covariance of the rows there are (Hewitt 2021, "Initializing New Word Embeddings for
+  /// Pretrained Language Models"). Where that covariance has no density, small numbers about zero, as the peer does.
+  void fill_alike(const TensorRef& own, const std::string& name, std::span<float> rows) const {
+    const auto width = static_cast<std::size_t>(own.tensor->shape[1]);
+    const std::vector<float> values = read_rows(own, every_row(own));
+    const edit::Rows known{values, width};
+    const std::vector<double> mean = edit::mean_of(known), root = edit::covariance_root(known, mean);
+    std::vector<double> z(width);
+    for (std::size_t begin = 0; begin < rows.size(); begin += width) {
+      for (std::size_t i = 0; i < width; ++i) z[i] = normal(name, begin + i, 0);
+      for (std::size_t i = 0; i < width; ++i) {
+        double value = root.empty() ? 0.02 * z[i] : mean[i];
+        for (std::size_t j = 0; j <= i && !root.empty(); ++j) value += root[i * width + j] * z[j];
+        rows[begin + i] = static_cast<float>(value);
+      }
+    }
+  }
+
+  static std::vector<std::uint32_t> every_row(const TensorRef& matrix) {
+    std::vector<std::uint32_t> all(static_cast<std::size_t>(matrix.tensor->shape[0]));
+    std::iota(all.begin(), all.end(), 0u);
+    return all;
+  }
+
+  /// By a map between the two models' spaces that the shared tokens teach.
+  void fill_through_map(const TensorRef& own, const TensorRef& others, const std::vector<std::pair<Token, std::uint32_t>>& unknown,
+                        const std::vector<std::pair<std::uint32_t, std::uint32_t>>& shared, std::span<float> rows) const {
+    std::vector<std::uint32_t> here_ids, there_ids, wanted;
+    for (const auto& [a, b] : shared) {
+      here_ids.push_back(a);
+      there_ids.push_back(b);
+    }
+    for (const auto& [token, id] : unknown) wanted.push_back(id);
+    const auto width = static_cast<std::size_t>(own.tensor->shape[1]), donor_width = static_cast<std::size_t>(others.tensor->shape[1]);
+    const std::vector<float> here_values = read_rows(own, here_ids), there_values = read_rows(others, there_ids), targets = read_rows(others, wanted);
+    const edit::Rows here{here_values, width}, there{there_values, donor_width};
+    edit::AffineMap map;
+    if (method_ == Method::landmark_pca) {
+      map = edit::principal_turn(there, here);
+    } else {
+      const auto mean = [](const TensorRef& matrix) {
+        const std::vector<float> values = read_rows(matrix, every_row(matrix));
+        return edit::mean_of({values, static_cast<std::size_t>(matrix.tensor->shape[1])});
+      };
+      map = edit::token_basis(there, here, static_cast<std::size_t>(options_.k), mean(others), mean(own),
+                              [this](std::size_t count, const std::function<void(std::size_t)>& one) {
+                                std::atomic<std::size_t> next = 0;
+                                WorkerPool pool(options_.threads);
+                                pool.run([&](int) {
+                                  for (std::size_t i = next++; i < count && !pool.stop_token().stop_requested(); i = next++) {
+                                    if (options_.cancel != nullptr && options_.cancel->load(std::memory_order_relaxed))
+                                      throw Error(ErrorCode::interrupted, "interrupted", {}, "the same command starts again");
+                                    one(i);
+                                  }
+                                });
+                              });
+    }
+    map.apply({targets, donor_width}, rows);
   }
 
   void fill_from_subwords(const TensorRef& own, const std::vector<std::pair<Token, std::uint32_t>>& unknown, bool head, std::span<float> rows) const {
