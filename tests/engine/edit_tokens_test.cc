@@ -91,6 +91,32 @@ TEST(EditTokens, shared_tokens_keep_their_rows_and_the_files_are_the_other_model
   EXPECT_EQ(read_json_file(folder / "out/config.json").find("vocab_size")->unsigned_integer(), new_one.num_ids());
 }
 
+TEST(EditTokens, rows_by_way_of_the_other_space_are_about_as_large_as_others_and_do_not_depend_on_threads) {
+  const std::vector<float> before = f32(read_all(kData + "merge/models/a"), "model.embed_tokens.weight");
+  double usual = 0;
+  for (const float x : before) usual += static_cast<double>(x) * static_cast<double>(x) / static_cast<double>(before.size());
+  const Tensors expected = read_all(kData + "tokens/expected.safetensors");
+  std::vector<std::int64_t> ids(expected.at("ids").size() / 8);
+  std::memcpy(ids.data(), expected.at("ids").data(), expected.at("ids").size());
+  for (const char* method : {"landmark_pca", "stb", "john_hewitt"}) {
+    TemporaryFolder folder;
+    TokensOptions options = transplant(method);
+    options.k = 32;
+    for (options.threads = 1; options.threads <= 2; ++options.threads)
+      static_cast<void>(edit_tokens(kData + "merge/models/a", folder / std::to_string(options.threads), options));
+    const Tensors out = read_all(folder / "1");
+    EXPECT_EQ(out, read_all(folder / "2")) << method;
+    const std::vector<float> rows = f32(out, "model.embed_tokens.weight");
+    double squares = 0;
+    for (const std::int64_t id : ids)
+      for (std::size_t c = 0; c < 32; ++c)
+        squares += std::pow(static_cast<double>(rows[static_cast<std::size_t>(id) * 32 + c]), 2) / static_cast<double>(32 * ids.size());
+    EXPECT_GT(squares, usual / 4) << method;
+    // Unlike a turn and a draw, coefficients in a basis that is far from orthogonal may grow; these two models know nothing of each other.
+    EXPECT_LT(squares, usual * (std::string(method) == "stb" ? 100 : 4)) << method;
+  }
+}
+
 TEST(EditTokens, threads_change_nothing) {
   TemporaryFolder folder;
   TokensOptions options = transplant("omp");
@@ -149,7 +175,7 @@ TEST(EditTokens, bad_requests_say_what_is_wrong) {
   options.trim_text = "x";
   EXPECT_WEFT_ERROR(edit_tokens(model, folder / "out", options), invalid_argument, "one way at a time");
   EXPECT_WEFT_ERROR(edit_tokens(model, folder / "out", transplant("opm")), invalid_argument, "unknown method");
-  EXPECT_WEFT_ERROR(edit_tokens(model, folder / "out", transplant("stb")), unsupported, "is not built");
+  EXPECT_WEFT_ERROR(edit_tokens(model, folder / "out", transplant("mp_rope")), unsupported, "is not built");
   options = transplant("omp");
   options.k = 1000;
   EXPECT_WEFT_ERROR(edit_tokens(model, folder / "out", options), invalid_argument, "1000 points are asked for");

@@ -17,6 +17,7 @@
 #include "model/network_config.h"
 #include "model/tokenizer.h"
 #include "support/errors.h"
+#include "support/read_all.h"
 #include "support/sha256.h"
 #include "support/temporary_folder.h"
 #include "weft/edit.h"
@@ -292,6 +293,51 @@ TEST(GgufConvert, metadata_are_set_removed_and_shown) {
   title.set = {{"title", "tiny"}};
   (void)edit_metadata(model + "/model.safetensors", folder / "titled.safetensors", title);
   EXPECT_EQ(open_checkpoint((folder / "titled.safetensors").string())->metadata().at("title"), "tiny");
+}
+
+TEST(GgufConvert, experts_that_lie_in_a_file_one_by_one_are_those_of_the_model) {
+  const TemporaryFolder folder;
+  TinyLlama model;
+  model.replace_in_config("LlamaForCausalLM", "MixtralForCausalLM");
+  model.replace_in_config("\"llama\"", "\"mixtral\"");
+  model.replace_in_config("\"vocab_size\"", "\"num_local_experts\":3,\"num_experts_per_tok\":2,\"vocab_size\"");
+  for (const char* part : {"gate", "up", "down"}) model.remove(std::string("model.layers.0.mlp.") + part + "_proj.weight");
+  const std::string moe = "model.layers.0.block_sparse_moe.";
+  model.add(moe + "gate.weight", {3, 4});
+  for (const char* expert : {"0", "1", "2"}) {
+    model.add(moe + "experts." + expert + ".w1.weight", {6, 4});
+    model.add(moe + "experts." + expert + ".w2.weight", {4, 6});
+    model.add(moe + "experts." + expert + ".w3.weight", {6, 4});
+  }
+  model.write(folder / "model");
+  (void)convert((folder / "model").string(), folder / "new.gguf");
+  // As llama.cpp's converter wrote them until April 2024.
+  const auto file = open_checkpoint((folder / "new.gguf").string());
+  std::vector<GgufTensorSpec> specs;
+  std::vector<std::vector<std::byte>> contents;
+  for (const TensorInfo& tensor : file->tensors()) {
+    const std::vector<std::byte> bytes = bytes_of(*file, tensor);
+    const std::size_t at = tensor.name.find("_exps.weight");
+    const auto count = static_cast<std::size_t>(at == std::string::npos ? 1 : tensor.shape[0]);
+    for (std::size_t i = 0; i < count; ++i) {
+      GgufTensorSpec spec{tensor.name, gguf_type_of(tensor.dtype).value(), nullptr, tensor.dtype, tensor.shape};
+      if (at != std::string::npos) {
+        spec.name = tensor.name.substr(0, at) + "." + std::to_string(i) + ".weight";
+        spec.shape.erase(spec.shape.begin());
+      }
+      specs.push_back(spec);
+      contents.emplace_back(bytes.begin() + static_cast<std::ptrdiff_t>(bytes.size() / count * i),
+                            bytes.begin() + static_cast<std::ptrdiff_t>(bytes.size() / count * (i + 1)));
+    }
+  }
+  const OutputLayout layout = plan_gguf(specs, as_gguf(*file)->whole_metadata(), 0, "old");
+  std::string old = layout.files.front().header;
+  old.resize(layout.files.front().size_bytes, '\0');
+  for (std::size_t i = 0; i < specs.size(); ++i) std::memcpy(old.data() + layout.tensors[i].offset_bytes, contents[i].data(), contents[i].size());
+  testing::write_file(folder / "old.gguf", old);
+  EXPECT_NE(open_checkpoint((folder / "old.gguf").string())->find_tensor("blk.0.ffn_gate.2.weight"), nullptr);
+  (void)convert((folder / "old.gguf").string(), folder / "back");
+  EXPECT_EQ(testing::read_all(folder / "back"), testing::read_all(folder / "model"));
 }
 
 TEST(GgufConvert, what_has_no_place_in_a_gguf_file_is_refused) {
