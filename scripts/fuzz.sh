@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=$1
-scripts/build.sh fuzz
+scripts/build.sh fuzz weft_fuzz_targets
 mkdir -p build/fuzz/findings
 for source in fuzz/*.cc; do
   name=$(basename "$source" .cc)
