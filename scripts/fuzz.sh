@@ -15,7 +15,7 @@ for source in fuzz/*.cc; do
   echo "== $name, $seconds s"
   log=build/fuzz/$name.log
   status=0
-  "build/fuzz/fuzz/fuzz_$name" -max_total_time="$seconds" -print_final_stats=1 -rss_limit_mb=2048 -artifact_prefix="build/fuzz/findings/$name-" \
+  "build/fuzz/fuzz/fuzz_$name" -max_total_time="$seconds" -timeout=25 -print_final_stats=1 -rss_limit_mb=2048 -artifact_prefix="build/fuzz/findings/$name-" \
     "$corpus" "${seeds[@]}" > "$log" 2>&1 || status=$?
   tail -n 12 "$log"
   runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")

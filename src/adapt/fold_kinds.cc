@@ -732,7 +732,7 @@ class Planner {
     expect(o1 != 0 && o2 != 0 && checked_mul(o1, o2, "outputs") == dim(weight, 0) && checked_mul(i1, i2, "inputs") == dims_from(weight, 1),
            w1 ? *w1 : *w1a, weight);
     const double scale = a_->alpha_of(module_.name) / a_->rank_of(module_.name);
-    add(weight, [=, a = a_](const RowSource&) -> std::unique_ptr<Fold> {
+    add(weight, [=, a = a_, o1 = o1, i1 = i1, o2 = o2, i2 = i2](const RowSource&) -> std::unique_ptr<Fold> {
       const auto whole = [&](const TensorInfo* given, const TensorInfo* left, const TensorInfo* right, const TensorInfo* t, std::uint64_t rows,
                              std::uint64_t columns) {
         if (given) {

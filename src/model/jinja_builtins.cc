@@ -1129,8 +1129,9 @@ Dict dict_of(const Arguments& a, Meter& meter) {
     }
   }
   for (const auto& [name, value] : a.named) {
-    const auto known =
-        std::find_if(out.begin(), out.end(), [&](const auto& entry) { return entry.first.as_text() != nullptr && *entry.first.as_text() == name; });
+    const auto known = std::find_if(out.begin(), out.end(), [&key = name](const auto& entry) {
+      return entry.first.as_text() != nullptr && *entry.first.as_text() == key;  // (clang 14 captures no bindings)
+    });
     if (known != out.end())
       known->second = value;
     else
