@@ -218,7 +218,7 @@ void sort_tensors(Adapter& adapter) {
 void check_config(Adapter& adapter) {
   if (!adapter.config.is_object()) throw adapter.error(ErrorCode::corrupt, "adapter_config.json is no JSON object");
   const Json* kind = adapter.config.find("peft_type");
-  if (!kind || !kind->string())
+  if (!kind || !kind->string() || kind->string()->empty())
     throw adapter.error(ErrorCode::corrupt, "adapter_config.json has no 'peft_type'", {}, "name an adapter that PEFT wrote, or convert it first");
   adapter.kind = *kind->string();
   if (std::find(std::begin(kPromptKinds), std::end(kPromptKinds), adapter.kind) != std::end(kPromptKinds))
