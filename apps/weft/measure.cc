@@ -25,6 +25,10 @@ struct Arguments {
   std::vector<std::string> what;
   std::string csv;
   std::string report;
+  std::vector<std::string> texts;
+  WeightWatcherSettings weightwatcher;
+  std::uint64_t window = 0;
+  std::uint64_t tokens = MeasureOptions{}.max_tokens;
 };
 
 // ---- JSON ----
@@ -60,9 +64,11 @@ Json tensor_json(const MeasuredTensor& tensor) {
 
 Json blocks_json(const std::vector<MeasuredBlock>& blocks) {
   Json::Array array;
-  for (const MeasuredBlock& block : blocks)
-    array.emplace_back(
-        Json::Object{{"block", Json(block.block)}, {"values", measures_json(block.measures)}, {"skipped", texts_json(block.measures.skipped)}});
+  for (const MeasuredBlock& block : blocks) {
+    Json::Object object = {{"block", Json(block.block)}, {"values", measures_json(block.measures)}, {"skipped", texts_json(block.measures.skipped)}};
+    if (!block.measures.labels.empty()) object.emplace_back("labels", texts_json(block.measures.labels));
+    array.emplace_back(std::move(object));
+  }
   return Json(std::move(array));
 }
 
@@ -76,6 +82,7 @@ Json report_json(const MeasureReport& report) {
                            {"blocks", blocks_json(model.blocks)},
                            {"model", measures_json(model.model)}};
     if (!model.model.skipped.empty()) object.emplace_back("skipped", texts_json(model.model.skipped));
+    if (!model.model.labels.empty()) object.emplace_back("labels", texts_json(model.model.labels));
     models.emplace_back(std::move(object));
   }
   for (const ModelComparison& comparison : report.comparisons) {
@@ -91,8 +98,12 @@ Json report_json(const MeasureReport& report) {
                                           {"skipped", texts_json(comparison.total.skipped)}});
   }
   for (const MeasureFinding& finding : report.findings)
-    findings.emplace_back(Json::Object{
-        {"severity", Json(finding.severity)}, {"what", Json(finding.what)}, {"where", Json(finding.where)}, {"evidence", Json(finding.evidence)}});
+    findings.emplace_back(Json::Object{{"severity", Json(finding.severity)},
+                                       {"what", Json(finding.what)},
+                                       {"where", Json(finding.where)},
+                                       {"evidence", Json(finding.evidence)},
+                                       {"rule", Json(finding.rule)},
+                                       {"null_rate", Json(finding.null_rate)}});
   for (const std::string& warning : report.warnings) warnings.emplace_back(warning);
   return Json(Json::Object{{"models", Json(std::move(models))},
                            {"comparisons", Json(std::move(comparisons))},
@@ -184,6 +195,61 @@ constexpr Column kColumns[] = {{"moments.variance", "variance"}, {"weibull.k", "
                                {"powerlaw.alpha", "alpha"},      {"powerlaw.D", "D"},         {"mp.spikes", "spikes"},
                                {"ranks.spectral", "s_1"},        {"gated.mean.io", "mean io"}};
 
+/// What layers do with the text, and how far texts are from each other.
+void print_text(const MeasuredModel& model) {
+  if (const double* loss = model.model.find("text.loss")) std::printf("  loss %.4f over %.0f tokens\n", *loss, *model.model.find("text.tokens"));
+  constexpr Column kLayerColumns[] = {{"importance.lim", "LIM"},
+                                      {"importance.zd", "ZD"},
+                                      {"heads.without_first_two.head_cosine", "heads alike"},
+                                      {"heads.without_first_two.entropy_std", "entropy sd"},
+                                      {"w_pca.components.0.99", "components"},
+                                      {"super_weights.in", "largest in"},
+                                      {"super_weights.out", "largest out"},
+                                      {"super_weights.loss_change", "loss without it"}};
+  std::vector<Column> columns;
+  for (const Column& column : kLayerColumns)
+    if (std::any_of(model.blocks.begin(), model.blocks.end(), [&](const MeasuredBlock& b) { return b.measures.find(column.measure) != nullptr; }))
+      columns.push_back(column);
+  if (!columns.empty()) {
+    std::vector<Align> aligns(columns.size() + 2, Align::right);
+    std::vector<std::string> header = {"layer", "utilized"};
+    for (const Column& column : columns) header.emplace_back(column.title);
+    Table table(aligns);
+    table.header(header);
+    for (const MeasuredBlock& block : model.blocks) {
+      std::vector<const MeasuredTensor*> own;
+      for (const MeasuredTensor& tensor : model.tensors)
+        if (tensor.block == block.block) own.push_back(&tensor);
+      std::vector<std::string> cells = {std::to_string(block.block), range_text(own, "utilized_rank.0.99.utilisation")};
+      for (const Column& column : columns) {
+        const double* value = block.measures.find(column.measure);
+        cells.push_back(value == nullptr ? "-" : short_number(*value));
+      }
+      table.row(std::move(cells));
+    }
+    table.print(stdout, 2);
+  }
+  std::vector<std::string> texts;
+  for (const auto& [name, text] : model.model.labels)
+    if (name.starts_with("language_geometry.texts.")) texts.push_back(text);
+  if (texts.empty()) return;
+  std::vector<Align> aligns(texts.size() + 2, Align::right);
+  aligns[1] = Align::left;
+  Table table(aligns);
+  std::vector<std::string> header = {"", "distance of texts"};
+  for (std::size_t i = 0; i < texts.size(); ++i) header.push_back(std::to_string(i + 1));
+  table.header(header);
+  for (std::size_t i = 0; i < texts.size(); ++i) {
+    std::vector<std::string> cells = {std::to_string(i + 1), printable(texts[i], 60)};
+    for (std::size_t j = 0; j < texts.size(); ++j) {
+      const double* value = i == j ? nullptr : model.model.find(fmt::format("language_geometry.0.5.hamming.{}.{}", std::min(i, j), std::max(i, j)));
+      cells.push_back(value == nullptr ? "-" : fmt::format("{:.3f}", *value));
+    }
+    table.row(std::move(cells));
+  }
+  table.print(stdout, 2);
+}
+
 void print_model(const MeasuredModel& model, const Arguments& arguments) {
   const auto number = [&model](const char* name) {
     const double* value = model.model.find(name);
@@ -219,6 +285,7 @@ void print_model(const MeasuredModel& model, const Arguments& arguments) {
     table.row(std::move(cells));
   }
   table.print(stdout, 2);
+  print_text(model);
   // What was done with what is no plain matrix, and why others were left out: each reason once.
   std::map<std::string, std::vector<std::string>> reasons;
   for (const MeasuredTensor& tensor : model.tensors) {
@@ -387,12 +454,45 @@ void print_report(const MeasureReport& report, const Arguments& arguments) {
   }
 }
 
+/// "min_evals=50,xmax=-2,fix_fingers=clip_xmax", as one tells WeightWatcher.
+WeightWatcherSettings weightwatcher_argument(const std::string& text) {
+  WeightWatcherSettings settings;
+  const auto refuse = [&](const std::string& what) -> void {
+    throw Error(ErrorCode::invalid_argument, "'" + printable(what) + "' is no setting of WeightWatcher's that is known here",
+                {.key = "--weightwatcher"}, "there are: min_evals=N, xmax=-K, fix_fingers=clip_xmax");
+  };
+  for (std::size_t begin = 0; begin <= text.size();) {
+    const std::size_t end = std::min(text.find(',', begin), text.size());
+    const std::string setting = text.substr(begin, end - begin);
+    begin = end + 1;
+    if (setting.empty()) continue;
+    const std::size_t equals = std::min(setting.find('='), setting.size());
+    const std::string name = setting.substr(0, equals), value = setting.substr(std::min(equals + 1, setting.size()));
+    const std::string digits = name == "xmax" && value.starts_with('-') ? value.substr(1) : value;
+    const bool is_number = !digits.empty() && digits.size() < 10 && digits.find_first_not_of("0123456789") == std::string::npos;
+    if (name == "fix_fingers" && value == "clip_xmax") {
+      settings.clip_fingers = true;
+    } else if (name == "min_evals" && is_number) {
+      settings.min_evals = std::stoull(digits);
+    } else if (name == "xmax" && is_number && value.starts_with('-')) {
+      settings.drop_largest = std::stoull(digits);
+    } else {
+      refuse(setting);
+    }
+  }
+  return settings;
+}
+
 int run_measure(const Arguments& arguments) {
   Console console(arguments.common);
   MeasureOptions options;
   console.fill(options);
   options.base = arguments.base;
   options.what = arguments.what;
+  options.texts.assign(arguments.texts.begin(), arguments.texts.end());
+  options.window = arguments.window;
+  options.weightwatcher = arguments.weightwatcher;
+  options.max_tokens = arguments.tokens;
   if (!arguments.report.empty()) require_reports();
   const MeasureReport report = measure_models(arguments.models, options);
   console.finish();
@@ -416,9 +516,10 @@ Command measure_command() {
   command.summary = "what is in these weights, what changed, is it healthy";
   command.synopsis = "MODEL... [OPTION]...";
   command.description =
-      "Measures weights, without data: distributions, singular spectra, ranks, power laws, what noise alone would show, neurons; with --base also "
+      "Measures weights: distributions, singular spectra, ranks, power laws, what noise alone would show, neurons; with --base also "
       "what "
-      "changed, and in which directions; with several models how their changes meet. A line for each kind of layer shows the range, findings say in "
+      "changed, and in which directions; with several models how their changes meet; with --text what layers do with it. A line for each kind of "
+      "layer shows the range, findings say in "
       "words what stands out. --json and --csv have every number of every tensor, and a reason where there is none.\n\n"
       "Groups of measures that cost much are left out of large matrices unless named with --what.";
   command.example = "weft measure models/tiny-german --base models/tiny-base";
@@ -437,6 +538,17 @@ Command measure_command() {
                                 });
   what.default_text = "all, but costly ones only for small matrices";
   what.repeated = true;
+  Option& text = command.custom({"--text"}, "FILE",
+                                "run this text through the models and measure what layers do with it; several also give the distances between them",
+                                [arguments](const std::string& file) { arguments->texts.push_back(file); });
+  text.kind = ValueKind::path;
+  text.repeated = true;
+  command.number({"--window"}, arguments->window, "tokens that are run together").default_text = "256, or the model's context";
+  command.number({"--tokens"}, arguments->tokens, "how much of the first text").default_text = "8192";
+  command
+      .custom({"--weightwatcher"}, "LIST", "settings of the group weightwatcher: min_evals=N, xmax=-K, fix_fingers=clip_xmax",
+              [arguments](const std::string& list) { arguments->weightwatcher = weightwatcher_argument(list); })
+      .default_text = "min_evals=8";
   command.path({"--csv"}, "OUT", arguments->csv, "write a table: a line for each tensor, a column for each measure (- for standard output)");
   command.path({"--report"}, "OUT.html", arguments->report, kReportHelp);
   command.number({"--seed"}, arguments->common.seed, "seed of random comparisons").default_text = "0";

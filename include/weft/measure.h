@@ -72,11 +72,25 @@ struct MeasureFinding {
   std::string what;
   std::string where;
   std::string evidence;
+  std::string rule;         ///< its name in the table of rules
+  std::uint64_t count = 0;  ///< tensors, layers or models on which it fired
+  double null_rate = 0;     ///< share of random matrices (or random changes) on which the rule fires, at most
+};
+
+/// How WeightWatcher was told to work, for the group `weightwatcher`.
+struct WeightWatcherSettings {
+  std::uint64_t min_evals = 8;     ///< layers with fewer eigenvalues are left out
+  std::uint64_t drop_largest = 0;  ///< eigenvalues that the power law is fitted without (its xmax of -k)
+  bool clip_fingers = false;       ///< fix_fingers="clip_xmax"
 };
 
 struct MeasureOptions : JobOptions {
   std::string base;               ///< a model to compare with; empty: none
   std::vector<std::string> what;  ///< groups, or "all"; empty: all whose cost is bearable, by tensor
+  WeightWatcherSettings weightwatcher;
+  std::vector<std::filesystem::path> texts;  ///< run through the models, for the groups that need it; with several also the distances between them
+  std::uint64_t window = 0;                  ///< tokens that are run together; 0: 256, or the model's context where that is shorter
+  std::uint64_t max_tokens = 8192;           ///< of the first text
 };
 
 struct MeasureReport {
@@ -88,7 +102,7 @@ struct MeasureReport {
   std::uint64_t bytes_read = 0;
 };
 
-/// Measures weights; no data is needed. Memory is bounded by the budget; tensors are measured in parallel, each on one thread, so that threads change nothing.
+/// Measures weights, and, with texts, what the models do with them. Memory is bounded by the budget; tensors are measured in parallel, each on one thread, so that threads change nothing.
 /// Errors: those of opening and reading; invalid_argument for an unknown group (with the nearest name); out_of_memory, with both numbers, for a tensor
 /// that cannot fit the budget; interrupted. A tensor that cannot be measured is no error: it says why.
 [[nodiscard]] WEFT_API MeasureReport measure_models(std::span<const std::string> models, const MeasureOptions& options = {});
@@ -96,7 +110,7 @@ struct MeasureReport {
 /// A group of measures that are made together.
 struct MeasurementDescription {
   std::string name;                ///< "weibull"
-  std::string pass;                ///< "elements", "spectrum", "pair", "block", "set"
+  std::string pass;                ///< "elements", "spectrum", "matrix", "block", "pair", "set", "text"
   std::string summary;
   std::string source;              ///< paper or program whose definition this is
   std::string determinism;         ///< "A", "B", "C"

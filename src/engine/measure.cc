@@ -15,7 +15,10 @@
 #include "engine/measure_compare.h"
 #include "engine/measure_input.h"
 #include "engine/measure_tensor.h"
+#include "engine/measure_text.h"
+#include "engine/split_tensors.h"
 #include "engine/units.h"
+#include "measure/activations.h"
 #include "measure/findings.h"
 #include "measure/table.h"
 #include "weft/error.h"
@@ -125,11 +128,96 @@ std::optional<ModelComparison> compare_widths(std::span<const MeasuredModel> mod
   return result;
 }
 
+/// Filters over word vectors [filters, slots, width] (or, as a convolution stores them, [filters, width, slots]) as lists of words.
+void find_word_rules(const MeasuredInput& input, MeasuredModel& model) {
+  constexpr std::size_t kTop = 20, kMaxFilters = 256;
+  const TensorInfo* embedding = nullptr;
+  for (const TensorInfo& tensor : input.checkpoint->tensors())
+    if (tensor.shape.size() == 2 && engine::unreadable_reason(tensor).empty() && embedding == nullptr &&
+        (input.role(tensor.name) == model::Role::embed || tensor.name.find("embed") != std::string::npos))
+      embedding = &tensor;
+  if (embedding == nullptr) return;
+  const std::int64_t width = embedding->shape[1];
+  std::vector<double> words;
+  for (MeasuredTensor& out : model.tensors) {
+    if (out.shape.size() != 3 || (out.shape[1] != width && out.shape[2] != width)) continue;
+    const TensorInfo& tensor = input.checkpoint->tensor(out.name);
+    if (!engine::unreadable_reason(tensor).empty()) continue;
+    const auto filters = static_cast<std::size_t>(std::min<std::int64_t>(out.shape[0], kMaxFilters)), d = static_cast<std::size_t>(width);
+    const bool slots_last = out.shape[1] == width;
+    const auto slots = static_cast<std::size_t>(out.shape[slots_last ? 2 : 1]);
+    std::vector<double> values(filters * slots * d);
+    engine::read_doubles(*input.checkpoint, tensor, 0, values);
+    if (slots_last) {
+      std::vector<double> turned(values.size());
+      for (std::size_t f = 0; f < filters; ++f)
+        for (std::size_t j = 0; j < d; ++j)
+          for (std::size_t p = 0; p < slots; ++p) turned[(f * slots + p) * d + j] = values[(f * d + j) * slots + p];
+      values = std::move(turned);
+    }
+    if (words.empty()) words = engine::read_doubles(*input.checkpoint, *embedding);
+    const auto finite = [](const std::vector<double>& all) {
+      return std::all_of(all.begin(), all.end(), [](double value) { return std::isfinite(value); });
+    };
+    if (!finite(values) || !finite(words)) {
+      measure::skip_group(out.measures, "word_rules", "non-finite");
+      continue;
+    }
+    if (static_cast<std::size_t>(out.shape[0]) > filters)
+      out.notes.push_back(fmt::format("word_rules: the first {} of {} filters", filters, out.shape[0]));
+    const std::vector<measure::WordRule> rules = measure::word_rules({words, embedding->shape[0], width}, values, filters, slots, kTop);
+    for (std::size_t f = 0; f < rules.size(); ++f) {
+      measure::put(out.measures, fmt::format("word_rules.{}.best_response", f), rules[f].best_response);
+      for (std::size_t p = 0; p < slots; ++p) {
+        for (std::size_t k = 0; k < rules[f].words[p].size(); ++k) {
+          measure::put(out.measures, fmt::format("word_rules.{}.slots.{}.words.{}", f, p, k), rules[f].words[p][k]);
+          measure::put(out.measures, fmt::format("word_rules.{}.slots.{}.scores.{}", f, p, k), rules[f].scores[p][k]);
+        }
+      }
+    }
+  }
+}
+
+/// Runs texts through the models, one after another.
+void run_texts(const std::vector<std::unique_ptr<MeasuredInput>>& inputs, const Selection& selection, const MeasureOptions& options,
+               MeasureReport& report) {
+  engine::TextStreams base;
+  if (!options.base.empty() && selection.wants("cka")) {
+    const std::vector<std::string> only = {"cka"};
+    MeasuredModel unused;
+    base = engine::measure_text(options.base, Selection(only), options, unused, report.warnings);
+  }
+  for (std::size_t m = 0; m < inputs.size(); ++m) {
+    const engine::TextStreams streams = engine::measure_text(inputs[m]->written, selection, options, report.models[m], report.warnings);
+    for (ModelComparison& comparison : report.comparisons) {
+      if (comparison.kind != "pair" || comparison.models.front() != inputs[m]->written) continue;
+      if (selection.wants("cka")) engine::compare_streams(base, streams, comparison);
+      if (!selection.wants("barrier")) continue;
+      double parameters = 0;
+      for (const MeasuredTensor& tensor : report.models[m].tensors) {
+        double n = 1;
+        for (const std::int64_t dim : tensor.shape) n *= static_cast<double>(dim);
+        parameters += n;
+      }
+      // Nine passes over some two thousand tokens.
+      constexpr double kSparedParameters = 1e9;
+      if (selection.spares() && parameters > kSparedParameters) {
+        measure::skip_group(comparison.total, "barrier", "costly for a model of this size: ask for it with --what barrier");
+      } else {
+        engine::measure_barrier(options.base, inputs[m]->written, options, comparison);
+      }
+    }
+  }
+}
+
 }  // namespace
 
 MeasureReport measure_models(std::span<const std::string> models, const MeasureOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   const Selection selection(options.what);
+  if (const std::string_view named = selection.named(measure::Pass::text); !named.empty() && options.texts.empty())
+    throw Error(ErrorCode::invalid_argument, fmt::format("'{}' is what a model does with a text, and there is none", named), {.key = "--what"},
+                "give one with --text FILE");
   MeasureReport report;
   std::vector<std::unique_ptr<MeasuredInput>> inputs;
   for (const std::string& model : models) inputs.push_back(std::make_unique<MeasuredInput>(engine::open_measured(model)));
@@ -148,11 +236,37 @@ MeasureReport measure_models(std::span<const std::string> models, const MeasureO
     model.tensors.resize(input.checkpoint->tensors().size());
     for (std::size_t t = 0; t < model.tensors.size(); ++t) {
       const TensorInfo& tensor = input.checkpoint->tensors()[t];
-      auto measurement = std::make_unique<TensorMeasurement>(input, tensor, selection, options.seed, model.tensors[t]);
+      auto measurement = std::make_unique<TensorMeasurement>(input, tensor, selection, options, model.tensors[t]);
       units.push_back({tensor.name, measurement->memory_bytes(), tensor.size_bytes, [p = measurement.get()] { p->run(); }});
       report.bytes_read += tensor.size_bytes;
       measurements.push_back(std::move(measurement));
     }
+  }
+  // Parts of fused tensors are measured too; they are no tensors of the model, and join the list when all that counts tensors is done.
+  struct Parts {
+    engine::SplitTensors split;
+    MeasuredInput input;
+    std::vector<MeasuredTensor> measured;
+    std::vector<std::unique_ptr<TensorMeasurement>> measurements;
+  };
+  std::vector<std::unique_ptr<Parts>> fused;
+  for (const auto& input : inputs) {
+    auto parts = std::make_unique<Parts>();
+    parts->split = engine::split_tensors(*input);
+    parts->input = *input;
+    parts->input.checkpoint = parts->split.view;
+    parts->measured.resize(parts->split.parts.size());
+    for (std::size_t p = 0; p < parts->measured.size(); ++p) {
+      const engine::TensorPart& part = parts->split.parts[p];
+      MeasuredTensor& out = parts->measured[p];
+      auto measurement = std::make_unique<TensorMeasurement>(parts->input, *part.tensor, selection, options, out);
+      out.role = std::string(model::to_string(part.role));
+      out.block = part.block;
+      out.notes.push_back(part.note);
+      units.push_back({part.tensor->name, measurement->memory_bytes(), part.tensor->size_bytes, [q = measurement.get()] { q->run(); }});
+      parts->measurements.push_back(std::move(measurement));
+    }
+    fused.push_back(std::move(parts));
   }
   for (std::size_t m = 0; m < inputs.size(); ++m) engine::add_block_units(*inputs[m], selection, options.seed, report.models[m], units);
 
@@ -162,7 +276,8 @@ MeasureReport measure_models(std::span<const std::string> models, const MeasureO
   if (!options.base.empty()) {
     base = std::make_unique<MeasuredInput>(engine::open_measured(options.base));
     for (const std::string& warning : base->warnings) report.warnings.push_back(options.base + ": " + warning);
-    if (selection.wants_pass(measure::Pass::pair) || selection.wants("agreement"))
+    const bool texts = !options.texts.empty() && (selection.wants("cka") || selection.wants("barrier"));
+    if (selection.wants_pass(measure::Pass::pair) || selection.wants("agreement") || texts)
       for (const auto& input : inputs) comparisons.push_back(engine::compare_pair(*base, *input, selection, engine::PairDepth::full));
     if (inputs.size() > 1 && selection.wants("task_vectors")) {
       std::vector<const MeasuredInput*> all;
@@ -184,7 +299,14 @@ MeasureReport measure_models(std::span<const std::string> models, const MeasureO
     summarize(report.models[m]);
     find_duplicates(report.models[m], std::span(measurements).subspan(first_measurement[m], report.models[m].tensors.size()));
   }
+  for (std::size_t m = 0; m < inputs.size(); ++m)
+    for (MeasuredTensor& part : fused[m]->measured) report.models[m].tensors.push_back(std::move(part));
   for (const auto& comparison : comparisons) report.comparisons.push_back(comparison->finish());
+  for (std::size_t m = 0; m < inputs.size(); ++m) {
+    if (selection.wants("word_rules")) find_word_rules(*inputs[m], report.models[m]);
+    if (selection.wants("decoding")) engine::name_decoded_tokens(inputs[m]->written, report.models[m]);
+  }
+  if (!options.texts.empty() && selection.wants_pass(measure::Pass::text)) run_texts(inputs, selection, options, report);
   if (selection.wants("scaling"))
     if (std::optional<ModelComparison> scaling = compare_widths(report.models, inputs)) report.comparisons.push_back(std::move(*scaling));
   report.findings = measure::find_findings(report);

@@ -32,9 +32,9 @@ constexpr std::uint64_t kFixedBytes = 8 << 20;
 
 }  // namespace
 
-TensorMeasurement::TensorMeasurement(const MeasuredInput& input, const TensorInfo& tensor, const measure::Selection& selection, std::uint64_t seed,
-                                     MeasuredTensor& out)
-    : input_(input), tensor_(tensor), selection_(selection), seed_(seed), out_(out) {
+TensorMeasurement::TensorMeasurement(const MeasuredInput& input, const TensorInfo& tensor, const measure::Selection& selection,
+                                     const MeasureOptions& options, MeasuredTensor& out)
+    : input_(input), tensor_(tensor), selection_(selection), seed_(options.seed), weightwatcher_(options.weightwatcher), out_(out) {
   out.name = tensor.name;
   const model::Role role = input.role(tensor.name);
   out.role = role == model::Role::unknown ? "" : std::string(model::to_string(role));
@@ -200,7 +200,7 @@ void TensorMeasurement::measure_matrix() {
   if (selection_.wants("detX")) measure::measure_detx(l, out);
   if (selection_.wants("mp"))
     measure::measure_mp(spectrum, wants_elements() ? std::sqrt(summary_.variance) : std::numeric_limits<double>::quiet_NaN(), out);
-  if (selection_.wants("weightwatcher")) measure::measure_weightwatcher(slices(spectrum), {}, out);
+  if (selection_.wants("weightwatcher")) measure::measure_weightwatcher(slices(spectrum), weightwatcher_, out);
   if (wants_costly("mp_fit")) measure::measure_mp_fit(spectrum, out);
   if (wants_costly("random")) measure::measure_random(matrix, spectrum, tensor_.name, seed_, out);
   if (wants_costly("orthogonality")) measure::measure_orthogonality(matrix, "orthogonality", out);

@@ -15,7 +15,7 @@ namespace weft::engine {
 class TensorMeasurement {
  public:
   /// Fills what headers tell; out and the rest must outlive this.
-  TensorMeasurement(const MeasuredInput& input, const TensorInfo& tensor, const measure::Selection& selection, std::uint64_t seed,
+  TensorMeasurement(const MeasuredInput& input, const TensorInfo& tensor, const measure::Selection& selection, const MeasureOptions& options,
                     MeasuredTensor& out);
 
   /// What run() holds at most.
@@ -38,6 +38,7 @@ class TensorMeasurement {
   const TensorInfo& tensor_;
   const measure::Selection& selection_;
   std::uint64_t seed_;
+  WeightWatcherSettings weightwatcher_;
   MeasuredTensor& out_;
   std::string reason_;  ///< why there are no values
   MatrixShape shape_;

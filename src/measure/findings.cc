@@ -31,7 +31,12 @@ enum Rule : std::size_t {
   kMismatch,
   kAligned,
   kConflict,
-  kMemorised
+  kMemorised,
+  kSuperWeight,
+  kNoSuperWeight,
+  kHeadsAlike,
+  kAlignmentCollapse,
+  kBarrier
 };
 
 // Null rates were measured on Gaussian matrices of 64 x 64 to 768 x 256; findings_test.cc repeats that.
@@ -59,6 +64,12 @@ constexpr FindingRule kRules[] = {
      "adding aligned ones in full lost most in six pairs; random ones are below 0.01", 0},
     {"sign conflicts", "note", 0.2, "share of changed elements that some model raises and some lowers", "TIES, Yadav et al. 2023", 1},
     {"collapsed directions", "note", 3, "stable rank", "a few directions carry the matrix", 0},
+    {"super weight", "warning", 50, "largest input and output of a down projection, both", "arXiv:2411.07191", 0},
+    {"no super weight", "note", 50, "largest input and output of a down projection, not both", "arXiv:2411.07191", 1},
+    {"heads alike", "note", 0.95, "mean cosine of heads, with entropies that spread by less than 0.05",
+     "arXiv:2605.20441, for small arithmetic models; a random initialisation looks like this too", 1},
+    {"alignment collapse", "warning", 0.333, "of a layer's running median diversity, three times in a row", "arXiv:2510.04202", 0},
+    {"loss barrier", "note", 0.1, "nats by which the loss between the models exceeds that of its ends", "mode connectivity", 0},
 };
 
 std::string kind_of(const MeasuredTensor& tensor) {
@@ -109,10 +120,10 @@ class Collector {
       where += where.empty() ? "" : "; ";
       where += blocks.empty() ? kind : fmt::format("{} of layer{} {}", kind, blocks.size() > 1 ? "s" : "", ranges_text(blocks));
     }
-    add(rule, say(count), model + ": " + where, evidence(extreme, count));
+    add(rule, say(count), model + ": " + where, evidence(extreme, count), count);
   }
-  void add(Rule rule, std::string what, std::string where, std::string evidence) {
-    out_.push_back({kRules[rule].severity, std::move(what), std::move(where), std::move(evidence)});
+  void add(Rule rule, std::string what, std::string where, std::string evidence, std::uint64_t count = 1) {
+    out_.push_back({kRules[rule].severity, std::move(what), std::move(where), std::move(evidence), kRules[rule].name, count, kRules[rule].null_rate});
   }
   std::string (*number)(double) = [](double value) { return fmt::format("{:.4g}", value); };
   std::string measure;  ///< of which evidence is given
@@ -130,10 +141,84 @@ double value_or(const Measures& measures, const char* name, double otherwise) {
   return value == nullptr ? otherwise : *value;
 }
 
+/// What a text showed.
+void text_findings(const MeasuredModel& model, Collector& collect) {
+  if (const double* count = model.model.find("super_weights.count")) {
+    for (int i = 0; i < static_cast<int>(*count); ++i) {
+      const auto at = [&](const char* field) { return value_or(model.model, fmt::format("super_weights.found.{}.{}", i, field).c_str(), 0); };
+      collect.add(kSuperWeight, "a super weight: one number that the model may break without; keep it out of quantization and pruning",
+                  fmt::format("{}: down of layer {:.0f}, row {:.0f}, column {:.0f}", model.path, at("layer"), at("row"), at("col")),
+                  fmt::format("value {:.4g}", at("value")));
+    }
+    const MeasuredBlock* largest = nullptr;
+    const MeasuredBlock* worst = nullptr;
+    for (const MeasuredBlock& block : model.blocks) {
+      const auto both = [](const MeasuredBlock& b) {
+        return std::min(value_or(b.measures, "super_weights.in", 0), value_or(b.measures, "super_weights.out", 0));
+      };
+      if (largest == nullptr || both(block) > both(*largest)) largest = &block;
+      if (const double* change = block.measures.find("super_weights.loss_change");
+          change != nullptr && (worst == nullptr || *change > *worst->measures.find("super_weights.loss_change")))
+        worst = &block;
+    }
+    if (*count == 0 && largest != nullptr) {
+      std::string evidence = fmt::format("closest is layer {}: input {:.3g}, output {:.3g}", largest->block,
+                                         value_or(largest->measures, "super_weights.in", 0), value_or(largest->measures, "super_weights.out", 0));
+      if (worst != nullptr)
+        evidence += fmt::format("; losing row {:.0f}, column {:.0f} of layer {} costs most, {:.2g} nats",
+                                value_or(worst->measures, "super_weights.out_channel", 0), value_or(worst->measures, "super_weights.in_channel", 0),
+                                worst->block, *worst->measures.find("super_weights.loss_change"));
+      collect.add(kNoSuperWeight, "no super weight", model.path, std::move(evidence));
+    }
+  }
+  std::set<int> alike;
+  double most = 0;
+  for (const MeasuredBlock& block : model.blocks) {
+    const double* cosine = block.measures.find("heads.without_first_two.head_cosine");
+    if (cosine == nullptr || *cosine < kRules[kHeadsAlike].threshold || value_or(block.measures, "heads.without_first_two.entropy_std", 1) > 0.05)
+      continue;
+    alike.insert(block.block);
+    most = std::max(most, *cosine);
+  }
+  if (!alike.empty())
+    collect.add(kHeadsAlike, "attention heads look alike: untrained, or collapsed",
+                fmt::format("{}: layer{} {}", model.path, alike.size() > 1 ? "s" : "", ranges_text(alike)), fmt::format("cosine {:.3f}", most),
+                alike.size());
+}
+
+/// Along a path of models: a layer whose inputs come to lie on one side of its top direction.
+void path_findings(const MeasureReport& report, Collector& collect) {
+  constexpr std::size_t kInARow = 3;
+  constexpr double kHealthy = 0.3;
+  if (report.models.size() < kInARow + 1) return;
+  for (const MeasuredTensor& tensor : report.models.front().tensors) {
+    std::vector<double> before;
+    std::size_t fallen = 0;
+    for (const MeasuredModel& model : report.models) {
+      const MeasuredTensor* own = nullptr;
+      for (const MeasuredTensor& each : model.tensors)
+        if (each.name == tensor.name) own = &each;
+      const double* diversity = own == nullptr ? nullptr : own->measures.find("spectral_alignment.diversity");
+      if (diversity == nullptr) break;
+      std::vector<double> sorted = before;
+      std::sort(sorted.begin(), sorted.end());
+      const double median = sorted.empty() ? 0 : sorted[sorted.size() / 2];
+      fallen = median > kHealthy && *diversity < kRules[kAlignmentCollapse].threshold * median ? fallen + 1 : 0;
+      if (fallen == 0) before.push_back(*diversity);
+      if (fallen < kInARow) continue;
+      collect.add(kAlignmentCollapse, "inputs have come to lie on one side of the top singular direction: losses that explode began so",
+                  tensor.name + " at " + model.path, fmt::format("diversity {:.3f} against {:.3f} before", *diversity, median));
+      break;
+    }
+  }
+}
+
 void model_findings(const MeasuredModel& model, Collector& collect) {
-  Hits non_finite, zero, rows, rank, random_like, heavy, weak, outlier, sparse, noise, selection, collapsed;
+  Hits duplicate, non_finite, zero, rows, rank, random_like, heavy, weak, outlier, sparse, noise, selection, collapsed;
   for (const MeasuredTensor& tensor : model.tensors) {
     const Measures& m = tensor.measures;
+    for (const std::string& note : tensor.notes)
+      if (note.starts_with("the same bytes as ") && value_or(m, "moments.zero", 0) < value_or(m, "moments.n", 1)) duplicate.add(tensor, 1);
     const auto get = [&m](const char* name) { return m.find(name); };
     const double bad = value_or(m, "moments.nan", 0) + value_or(m, "moments.inf", 0);
     if (bad > 0) non_finite.add(tensor, bad);
@@ -178,6 +263,12 @@ void model_findings(const MeasuredModel& model, Collector& collect) {
   const auto many = [](std::size_t count) { return count > 1 ? fmt::format("{} matrices have ", count) : std::string("the matrix has "); };
   collect.measure = "count";
   collect.tell(kNonFinite, path, non_finite, Worst::most, [](std::size_t) { return "NaN or infinite elements: spectra are not measured there"; });
+  collect.measure = "copies";
+  collect.tell(kDuplicate, path, duplicate, Worst::most, [](std::size_t count) {
+    return fmt::format("{} the same bytes as another: tied, or copied",
+                       count > 1 ? fmt::format("{} matrices have", count) : std::string("a matrix has"));
+  });
+  collect.measure = "count";
   collect.tell(kZeroTensor, path, zero, Worst::most, [](std::size_t) { return "nothing but zeros"; });
   collect.tell(kZeroRows, path, rows, Worst::most, [&](std::size_t count) { return many(count) + "rows of zeros: outputs that are always zero"; });
   collect.measure = "rank";
@@ -199,6 +290,7 @@ void model_findings(const MeasuredModel& model, Collector& collect) {
                [](std::size_t) { return "singular values drown in the rounding of the stored type: their directions mean nothing"; });
   collect.measure = "stable rank";
   collect.tell(kMemorised, path, collapsed, Worst::least, [](std::size_t) { return "a few directions carry the matrix"; });
+  text_findings(model, collect);
 }
 
 void comparison_findings(const ModelComparison& comparison, Collector& collect) {
@@ -235,6 +327,9 @@ void comparison_findings(const ModelComparison& comparison, Collector& collect) 
       collect.add(kUnchanged, "some tensors did not change: they were frozen", where,
                   fmt::format("{:.0f} of {:.0f} tensors", unchanged, unchanged + changed));
     }
+    if (const double* height = comparison.total.find("barrier.height"); height != nullptr && *height > kRules[kBarrier].threshold)
+      collect.add(kBarrier, "a loss barrier lies between the models: averages of them are worse than either", where,
+                  fmt::format("{:.2f} nats above the ends", *height));
     if (missing > 0)
       collect.add(kMismatch, "some tensors have no counterpart", where, fmt::format("{:.0f} tensors, the first {}", missing, first_missing));
   }
@@ -266,6 +361,7 @@ std::vector<MeasureFinding> find_findings(const MeasureReport& report) {
   Collector collect(findings);
   for (const MeasuredModel& model : report.models) model_findings(model, collect);
   for (const ModelComparison& comparison : report.comparisons) comparison_findings(comparison, collect);
+  path_findings(report, collect);
   const auto rank = [](const MeasureFinding& finding) { return finding.severity == "problem" ? 0 : finding.severity == "warning" ? 1 : 2; };
   std::stable_sort(findings.begin(), findings.end(), [&](const auto& a, const auto& b) { return rank(a) < rank(b); });
   return findings;

@@ -21,7 +21,7 @@ const std::string* Measures::find_skipped(std::string_view measure) const noexce
 }
 
 std::vector<MeasurementDescription> list_measurements() {
-  constexpr std::string_view kPasses[] = {"elements", "spectrum", "matrix", "block", "pair", "set"};
+  constexpr std::string_view kPasses[] = {"elements", "spectrum", "matrix", "block", "pair", "set", "text"};
   std::vector<MeasurementDescription> result;
   for (const measure::Group& group : measure::groups()) {
     MeasurementDescription& d = result.emplace_back();
@@ -228,6 +228,61 @@ std::span<const Group> groups() {
        "how the largest singular value grows with the width",
        "s_1 ~ sqrt(lr / wd) width^0.75 at matched sublayer gain",
        {}},
+      {"word_rules",
+       Pass::matrix,
+       Cost::low,
+       "C",
+       "filters over words as lists of the words that they answer to",
+       "word rules from the filters of text networks",
+       {}},
+      {"text", Pass::text, Cost::low, "C", "how many tokens were run, and the loss", "", {"tokens", "window", "loss"}},
+      {"channels", Pass::text, Cost::low, "C", "energy and largest input of the linear layers, and the channels that carry most", "", {}},
+      {"spectral_alignment",
+       Pass::text,
+       Cost::high,
+       "C",
+       "whether inputs lie on one side of a matrix's top singular direction: a warning only when it changes in training",
+       "arXiv:2510.04202",
+       {"positive", "diversity", "mean_abs", "q05", "q50", "q95", "s2_over_s1", "near_zero"}},
+      {"utilized_rank", Pass::text, Cost::high, "C", "share of dimensions that inputs and weights really use together", "arXiv:2407.04797", {}},
+      {"w_pca",
+       Pass::text,
+       Cost::high,
+       "C",
+       "principal components of the feed-forward layers' hidden states, times the parameters",
+       "ra225/W-PCA",
+       {}},
+      {"heads", Pass::text, Cost::low, "C", "how alike attention heads look, and how their entropies spread", "arXiv:2605.20441", {}},
+      {"importance",
+       Pass::text,
+       Cost::low,
+       "C",
+       "how much a layer turns its input (LIM, higher matters more), and its share of outlying weights (ZD, lower matters more)",
+       "Dumitru et al. 2024",
+       {"lim", "zd"}},
+      {"residual", Pass::text, Cost::low, "C", "size of the hidden states after each block", "", {}},
+      {"cka",
+       Pass::text,
+       Cost::low,
+       "C",
+       "similarity of hidden states between layers and, with --base, between models",
+       "linear CKA, Kornblith et al. 2019; debiased, Nguyen et al. 2021",
+       {}},
+      {"super_weights",
+       Pass::text,
+       Cost::low,
+       "C",
+       "single weights that carry the model, and what each layer's candidate is worth",
+       "arXiv:2411.07191",
+       {}},
+      {"language_geometry", Pass::text, Cost::low, "C", "distances between texts by the weights that matter for each", "arXiv:2508.11676", {}},
+      {"barrier",
+       Pass::text,
+       Cost::high,
+       "C",
+       "with --base: loss along the straight line between the models, against the mean of its ends",
+       "mode connectivity as Yang et al. 2021 use it",
+       {"mc", "at", "height"}},
   };
   return table;
 }
@@ -263,6 +318,12 @@ bool Selection::wants(std::string_view group) const noexcept {
 
 bool Selection::wants_pass(Pass pass) const noexcept {
   return std::any_of(groups().begin(), groups().end(), [&](const Group& group) { return group.pass == pass && wants(group.name); });
+}
+
+std::string_view Selection::named(Pass pass) const noexcept {
+  for (const Group& group : groups())
+    if (group.pass == pass && std::find(names_.begin(), names_.end(), group.name) != names_.end()) return group.name;
+  return {};
 }
 
 void put(Measures& measures, std::string name, double value, std::string_view reason) {

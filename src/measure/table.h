@@ -19,6 +19,7 @@ enum class Pass : std::uint8_t {
   block,     ///< the matrices of one layer
   pair,      ///< one tensor in two models
   set,       ///< one tensor in many models
+  text,      ///< a forward pass over texts
 };
 
 enum class Cost : std::uint8_t {
@@ -50,6 +51,8 @@ class Selection {
   /// Whether costly groups are to be left out of large tensors.
   [[nodiscard]] bool spares() const noexcept { return names_.empty() && !all_; }
   [[nodiscard]] bool wants_pass(Pass pass) const noexcept;
+  /// A group of this pass that was asked for by name; empty when none was.
+  [[nodiscard]] std::string_view named(Pass pass) const noexcept;
 
  private:
   bool all_ = false;

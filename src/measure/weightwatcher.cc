@@ -20,7 +20,7 @@ double log_alpha_norm(std::span<const double> l, double alpha) {
 
 }  // namespace
 
-void measure_weightwatcher(std::span<const Spectrum> slices, const WeightWatcherOptions& options, Measures& out) {
+void measure_weightwatcher(std::span<const Spectrum> slices, const WeightWatcherSettings& settings, Measures& out) {
   const auto name = [](const char* key) { return std::string("weightwatcher.") + key; };
   const double N = slices.front().longer(), M = slices.front().shorter(), rf = static_cast<double>(slices.size());
   std::vector<double> l;
@@ -37,8 +37,8 @@ void measure_weightwatcher(std::span<const Spectrum> slices, const WeightWatcher
     sv_min = std::max(sv_min, slice.s.back() * scale);
   }
   std::sort(l.begin(), l.end());
-  if (l.size() < options.min_evals)
-    return skip_group(out, "weightwatcher", "fewer than " + std::to_string(options.min_evals) + " eigenvalues (min_evals)");
+  if (l.size() < settings.min_evals)
+    return skip_group(out, "weightwatcher", "fewer than " + std::to_string(settings.min_evals) + " eigenvalues (min_evals)");
   if (!(l.back() > 0)) return skip_group(out, "weightwatcher", "zero tensor");
   double total = 0, weak = 0;
   for (const double value : l) {
@@ -69,14 +69,18 @@ void measure_weightwatcher(std::span<const Spectrum> slices, const WeightWatcher
   put(out, name("entropy"), rank > 1 ? entropy / std::log(rank) : kNone, "undefined (rank one)");
 
   std::optional<PowerLawFit> fit;
-  if (options.fix_fingers) {
+  if (settings.clip_fingers) {
     if (const std::optional<ClippedFit> clipped = fit_clipped(l)) {
       fit = clipped->fit;
       put(out, name("raw_alpha"), clipped->raw_alpha);
       put(out, name("num_fingers"), static_cast<double>(clipped->num_fingers));
     }
   }
-  if (!fit) fit = fit_powerlaw(l, kAbsoluteCut, SmallRule::as_weightwatcher, options.drop_largest);
+  if (!fit) fit = fit_powerlaw(l, kAbsoluteCut, SmallRule::as_weightwatcher, settings.drop_largest);
+  // Those that the fit was told to drop do not count; those that clip_xmax drops do.
+  const double spikes = fit->reason != nullptr ? 0
+                                               : static_cast<double>(l.end() - std::lower_bound(l.begin(), l.end(), fit->xmin)) -
+                                                     (settings.clip_fingers ? 0 : static_cast<double>(settings.drop_largest));
   const DetX detx = find_detx(l);
   if (fit->reason != nullptr) {
     for (const char* key : {"alpha", "alpha_weighted", "log_alpha_norm", "D", "xmin", "xmax", "sigma", "num_pl_spikes", "ERG_gap"})
@@ -89,10 +93,9 @@ void measure_weightwatcher(std::span<const Spectrum> slices, const WeightWatcher
     put(out, name("xmin"), fit->xmin);
     put(out, name("xmax"), fit->xmax);
     put(out, name("sigma"), fit->sigma);
-    put(out, name("num_pl_spikes"), static_cast<double>(l.end() - std::lower_bound(l.begin(), l.end(), fit->xmin)));
+    put(out, name("num_pl_spikes"), spikes);
     out.labels.emplace_back(name("warning"), powerlaw_warning(*fit));
-    if (detx.found)
-      put(out, name("ERG_gap"), static_cast<double>(detx.num) - static_cast<double>(l.end() - std::lower_bound(l.begin(), l.end(), fit->xmin)));
+    if (detx.found) put(out, name("ERG_gap"), static_cast<double>(detx.num) - spikes);
   }
   if (detx.found) {
     put(out, name("detX_num"), static_cast<double>(detx.num));

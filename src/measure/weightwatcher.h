@@ -10,13 +10,7 @@
 // The details table of WeightWatcher 0.7.7, column for column. Its "norm" and "spectral_norm" are squared; its cuts are absolute.
 namespace weft::measure {
 
-struct WeightWatcherOptions {
-  std::uint64_t min_evals = 8;
-  std::uint64_t drop_largest = 0;  ///< xmax = -k
-  bool fix_fingers = false;        ///< clip_xmax
-};
-
 /// slices: of a convolution the spectra of its height x width positions, else one. The group `weightwatcher`.
-void measure_weightwatcher(std::span<const Spectrum> slices, const WeightWatcherOptions& options, Measures& out);
+void measure_weightwatcher(std::span<const Spectrum> slices, const WeightWatcherSettings& settings, Measures& out);
 
 }  // namespace weft::measure

@@ -83,6 +83,15 @@ constexpr Column kTrajectories[] = {
     {"powerlaw.D", "D of the power law", true, ""}, {"mp.spikes", "spikes", true, ""},    {"ranks.energy_rank.0.9", "rank of 90 %", true, ""},
 };
 
+// Of a model, or the median of its layers.
+constexpr Column kModelTrajectories[] = {
+    {"text.loss", "loss on the text", true, ""},
+    {"heads.without_first_two.head_cosine", "heads alike", true, ""},
+    {"heads.without_first_two.entropy_std", "spread of the heads' entropies", true, ""},
+    {"utilized_rank.mean_utilisation.0.99", "utilized dimensions", true, ""},
+    {"importance.lim", "LIM", true, ""},
+};
+
 std::string kind_of(const MeasuredTensor& tensor) { return tensor.role.empty() ? report::parts_of(tensor.name).kind : tensor.role; }
 
 /// Lookup by name is linear in Measures; here every tensor is asked for dozens.
@@ -221,6 +230,23 @@ void add_trajectories(const MeasureReport& measured, Page& page) {
     if (lines.empty() || lines.size() > 40) continue;
     metrics.emplace_back(Json::Object{{"title", Json(column.title)}, {"lines", Json(std::move(lines))}});
   }
+  for (const Column& column : kModelTrajectories) {
+    Json::Array values;
+    bool any = false;
+    for (const MeasuredModel& model : measured.models) {
+      std::vector<double> found;
+      if (const double* value = model.model.find(column.measure)) found.push_back(*value);
+      for (const MeasuredBlock& block : model.blocks)
+        if (const double* value = block.measures.find(column.measure)) found.push_back(*value);
+      std::sort(found.begin(), found.end());
+      any = any || !found.empty();
+      values.push_back(found.empty() ? Json() : report::rounded(found[found.size() / 2]));
+    }
+    if (!any) continue;
+    Json::Array lines;
+    lines.emplace_back(Json::Object{{"name", Json(column.title)}, {"values", Json(std::move(values))}});
+    metrics.emplace_back(Json::Object{{"title", Json(column.title)}, {"lines", Json(std::move(lines))}});
+  }
   page.add_section("lines", "From model to model",
                    "Medians over the layers, a line for each kind of matrix, models in the order in which they were given.",
                    {{"x", Json("model")}, {"xs", Json(std::move(labels))}, {"metrics", Json(std::move(metrics))}});
@@ -264,6 +290,45 @@ void add_set(const ModelComparison& set, Page& page) {
   page.add_section("matrix", "Cosines of task vectors",
                    "Between what each model changed in " + printable(set.base) + ": changes at right angles add up without disturbing each other.",
                    {{"labels", Json(std::move(labels))}, {"values", Json(std::move(lines))}, {"symmetric", Json(true)}, {"measure", Json("cosine")}});
+}
+
+/// A symmetric matrix of measures NAME.i.j, i < j.
+void add_symmetric(const Measures& measures, const std::string& name, const std::vector<std::string>& names, double diagonal, const char* title,
+                   std::string text, Page& page) {
+  Json::Array labels, lines;
+  bool any = false;
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    labels.emplace_back(printable(names[i], 60));
+    Json::Array line;
+    for (std::size_t j = 0; j < names.size(); ++j) {
+      const double* value = i == j ? &diagonal : measures.find(fmt::format("{}.{}.{}", name, std::min(i, j), std::max(i, j)));
+      any = any || (i != j && value != nullptr);
+      line.push_back(value == nullptr ? Json() : report::rounded(*value));
+    }
+    lines.emplace_back(std::move(line));
+  }
+  if (any)
+    page.add_section("matrix", title, std::move(text),
+                     {{"labels", Json(std::move(labels))}, {"values", Json(std::move(lines))}, {"symmetric", Json(true)}});
+}
+
+/// What texts showed of one model.
+void add_text(const MeasuredModel& model, bool alone, Page& page) {
+  const std::string of = alone ? std::string() : ", " + printable(model.path);
+  std::vector<std::string> points;
+  for (std::size_t p = 0; model.model.find(fmt::format("cka.layers.0.{}", p + 1)) != nullptr; ++p) {
+    if (p == 0) points.emplace_back("embedding");
+    points.push_back(fmt::format("layer {}", p));
+  }
+  if (points.size() > 2) points.back() = "final norm";
+  add_symmetric(model.model, "cka.layers", points, 1, ("Similarity of hidden states" + of).c_str(),
+                "Linear CKA between the places of the model, over some windows of the text.", page);
+  std::vector<std::string> texts;
+  for (const auto& [name, text] : model.model.labels)
+    if (name.starts_with("language_geometry.texts.")) texts.push_back(text.substr(text.rfind('/') + 1));
+  add_symmetric(model.model, "language_geometry.0.5.hamming", texts, 0, ("Distances between texts" + of).c_str(),
+                "Share of the weights that matter for one text and not for the other. What follows the first text in the same file is the floor.",
+                page);
 }
 
 /// What layers as a whole show: a row for each, a column for each measure. Lists of neurons have a table of their own.
@@ -369,11 +434,16 @@ void write_report(const MeasureReport& measured, const std::filesystem::path& ou
                 {"tensors", fmt::format("{:.0f}", tensors)},
                 {"matrices", fmt::format("{:.0f}", matrices)},
                 {"stored", format_size(size_bytes)}};
+  if (measured.models.size() == 1)
+    if (const double* loss = measured.models.front().model.find("text.loss"))
+      page.facts.emplace_back("loss on the text", fmt::format("{:.4f}", *loss));
   for (const ModelComparison& comparison : measured.comparisons)
     if (comparison.kind == "pair")
       if (const double* share = comparison.total.find("changed.share"))
         page.facts.emplace_back("changed in " + comparison.models.front(), fmt::format("{:.1f} %", 100 * *share));
-  for (const MeasureFinding& finding : measured.findings) page.findings.push_back({finding.severity, finding.what, finding.where, finding.evidence});
+  for (const MeasureFinding& finding : measured.findings)
+    page.findings.push_back({finding.severity, finding.what, finding.where,
+                             finding.evidence + (finding.null_rate < 1 ? fmt::format(" (by chance at most {:g} %)", 100 * finding.null_rate) : "")});
   page.warnings = measured.warnings;
 
   add_tensors(measured, page);
@@ -383,6 +453,7 @@ void write_report(const MeasureReport& measured, const std::filesystem::path& ou
     if (comparison.kind == "pair") add_pair(comparison, pairs++, page);
     if (comparison.kind == "set") add_set(comparison, page);
   }
+  for (const MeasuredModel& model : measured.models) add_text(model, measured.models.size() == 1, page);
   page.add_section("table", "Tensors", "", {{"table", Json("tensors")}});
   add_blocks(measured, page);
   add_neurons(measured, page);

@@ -213,7 +213,7 @@
       const mine = rows.filter(row => !table.model || table.model.values[row] === state.model);
       const kinds = distinct(mine.map(row => get(table, "kind", row)));
       // The kind that most layers have shows most.
-      const count = kind => mine.reduce((sum, row) => sum + (get(table, "kind", row) === kind), 0);
+      const count = kind => mine.reduce((sum, row) => sum + (get(table, "kind", row) === kind ? 1 + 9 * Boolean(table.curves.spectrum?.[row]) : 0), 0);
       if (!kinds.includes(state.kind)) state.kind = kinds.reduce((best, kind) => count(kind) > count(best) ? kind : best, kinds[0]);
       const last = mine.filter(row => get(table, "kind", row) === state.kind);
       if (!last.includes(state.row)) state.row = last[0];

@@ -59,6 +59,91 @@ TEST(Findings, on_random_matrices_rules_fire_no_more_often_than_they_declare) {
   ASSERT_EQ(report.findings.size(), 1u);
 }
 
+/// How often each rule fired, as a share of what it looked at.
+std::map<std::string, double> rates_of(const MeasureReport& report, double looked_at) {
+  std::map<std::string, double> rates;
+  for (const MeasureFinding& finding : report.findings) rates[finding.rule] += static_cast<double>(finding.count) / looked_at;
+  return rates;
+}
+
+/// What chance may add to a share of n.
+double slack(double rate, double n) { return 3 * std::sqrt(std::max(rate, 1 / n) * (1 - std::min(rate, 0.5)) / n); }
+
+TEST(Findings, every_rule_on_matrices_keeps_to_its_null_rate_on_random_ones) {
+  const testing::TemporaryFolder folder;
+  std::vector<StoredTensor> tensors;
+  const std::pair<std::int64_t, std::int64_t> shapes[] = {{50, 50}, {64, 64}, {64, 192}, {160, 64}, {96, 96}};
+  constexpr int kEach = 60;
+  for (int i = 0; i < kEach; ++i)
+    for (const auto& [rows, columns] : shapes)
+      tensors.push_back({"w" + std::to_string(tensors.size()) + ".weight",
+                         "F32",
+                         {rows, columns},
+                         normal_bytes(static_cast<std::size_t>(rows * columns), 0.02, 7000 + tensors.size())});
+  const auto n = static_cast<double>(tensors.size());
+  const MeasureReport report = measure_file(folder, tensors, {"moments", "weibull", "storage", "ranks", "powerlaw", "mp", "random", "conditioning"});
+  const std::map<std::string, double> rates = rates_of(report, n);
+  for (const FindingRule& rule : finding_rules()) {
+    const auto found = rates.find(rule.name);
+    const double rate = found == rates.end() ? 0 : found->second;
+    EXPECT_LE(rate, rule.null_rate + (rule.null_rate > 0 ? slack(rule.null_rate, n) : 0)) << rule.name;
+  }
+  // The one that is meant for them fires on nearly all.
+  EXPECT_GT(rates.at("random-like"), 0.95);
+}
+
+TEST(Findings, every_rule_on_changes_keeps_to_its_null_rate_on_random_ones) {
+  const testing::TemporaryFolder folder;
+  std::vector<StoredTensor> base, tuned, other;
+  constexpr int kCount = 80;
+  for (int i = 0; i < kCount; ++i) {
+    const std::string name = "layers." + std::to_string(i) + ".w.weight";
+    const std::size_t side = i % 2 == 0 ? 64 : 96;
+    const auto rows = static_cast<std::int64_t>(side);
+    std::vector<double> w(side * side), d(w.size()), e(w.size());
+    NormalStream(static_cast<std::uint64_t>(i), "base", 0).fill(w);
+    NormalStream(static_cast<std::uint64_t>(i), "change", 0).fill(d);
+    NormalStream(static_cast<std::uint64_t>(i), "other", 0).fill(e);
+    // Changes of a twentieth to half of the base's size.
+    const double scale = 0.05 + 0.45 * i / kCount;
+    std::vector<float> before, after, third;
+    for (std::size_t k = 0; k < w.size(); ++k) {
+      before.push_back(static_cast<float>(w[k]));
+      after.push_back(static_cast<float>(w[k] + scale * d[k]));
+      third.push_back(static_cast<float>(w[k] + scale * e[k]));
+    }
+    base.push_back({name, "F32", {rows, rows}, testing::bytes_of(before)});
+    tuned.push_back({name, "F32", {rows, rows}, testing::bytes_of(after)});
+    other.push_back({name, "F32", {rows, rows}, testing::bytes_of(third)});
+  }
+  testing::write_file(folder / "base.safetensors", testing::safetensors_of_types(base));
+  testing::write_file(folder / "a.safetensors", testing::safetensors_of_types(tuned));
+  testing::write_file(folder / "b.safetensors", testing::safetensors_of_types(other));
+  const std::string models[] = {folder / "a.safetensors", folder / "b.safetensors"};
+  MeasureOptions options;
+  options.base = folder / "base.safetensors";
+  options.what = {"difference", "intruders", "changed", "task_vectors"};
+  const std::map<std::string, double> rates = rates_of(measure_models(models, options), 2 * kCount);
+  for (const FindingRule& rule : finding_rules()) {
+    const auto found = rates.find(rule.name);
+    const double rate = found == rates.end() ? 0 : found->second;
+    EXPECT_LE(rate, rule.null_rate + (rule.null_rate > 0 ? slack(rule.null_rate, 2 * kCount) : 0)) << rule.name;
+  }
+}
+
+TEST(Findings, copies_are_told_and_zeros_are_not_called_copies) {
+  const testing::TemporaryFolder folder;
+  const std::string values = normal_bytes(64 * 64, 0.02, 11), zeros(64 * 64 * 4, '\0');
+  const MeasureReport report = measure_file(folder,
+                                            {{"layers.0.a.weight", "F32", {64, 64}, values},
+                                             {"layers.1.b.weight", "F32", {64, 64}, values},
+                                             {"layers.2.c.weight", "F32", {64, 64}, zeros},
+                                             {"layers.3.d.weight", "F32", {64, 64}, zeros}},
+                                            {"moments"});
+  EXPECT_TRUE(has(report, "note", "the same bytes as another", "b of layer 1"));
+  EXPECT_FALSE(has(report, "note", "the same bytes as another", "d of layer 3"));
+}
+
 TEST(Findings, what_is_wrong_with_a_model_is_said_with_its_place) {
   const testing::TemporaryFolder folder;
   std::string nan = normal_bytes(64 * 64, 0.02, 1), zero_row = normal_bytes(64 * 64, 0.02, 2), huge = normal_bytes(64 * 64, 0.02, 3);

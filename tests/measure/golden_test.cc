@@ -170,11 +170,12 @@ std::vector<std::map<std::string, std::string>> read_csv(const fs::path& file) {
   return rows;
 }
 
-void compare_weightwatcher(const fs::path& csv, const std::string& model, bool whole_table) {
+void compare_weightwatcher(const fs::path& csv, const std::string& model, bool whole_table, const WeightWatcherSettings& settings = {}) {
   const auto rows = read_csv(csv);
   const std::string models[] = {model};
   MeasureOptions options;
   options.what = {"weightwatcher", "powerlaw", "detX"};
+  options.weightwatcher = settings;
   if (whole_table) options.what.insert(options.what.end(), {"mp_fit", "random"});
   const MeasureReport report = measure_models(models, options);
   ASSERT_FALSE(rows.empty());
@@ -220,6 +221,8 @@ void compare_weightwatcher(const fs::path& csv, const std::string& model, bool w
                                "D",
                                "xmin",
                                "xmax",
+                               "raw_alpha",
+                               "num_fingers",
                                "num_pl_spikes",
                                "detX_num",
                                "detX_val",
@@ -256,6 +259,25 @@ TEST(MeasureGolden, weightwatchers_table_of_a_model_is_ours) {
 TEST(MeasureGolden, weightwatchers_table_of_matrices_of_every_kind_is_ours) {
   NEEDS_SHARED_DATA();
   compare_weightwatcher(kGolden / "weightwatcher/matrices.csv", kGolden / "matrices.safetensors", true);
+}
+
+TEST(MeasureGolden, weightwatchers_tables_without_the_largest_eigenvalues_are_ours) {
+  NEEDS_SHARED_DATA();
+  compare_weightwatcher(kGolden / "weightwatcher/tiny-base-clip.csv", kShared / "zoo/lm/tiny-base", false, {.clip_fingers = true});
+  compare_weightwatcher(kGolden / "weightwatcher/base-clip.csv", kShared / "zoo/lm/base", false, {.clip_fingers = true});
+  compare_weightwatcher(kGolden / "weightwatcher/tiny-base-xmax-2.csv", kShared / "zoo/lm/tiny-base", false, {.drop_largest = 2});
+}
+
+TEST(MeasureGolden, weightwatchers_table_of_large_layers_alone_is_ours) {
+  NEEDS_SHARED_DATA();
+  const fs::path csv = kGolden / "weightwatcher/matrices-min-evals-50.csv";
+  compare_weightwatcher(csv, kGolden / "matrices.safetensors", false, {.min_evals = 50});
+  const std::string models[] = {kGolden / "matrices.safetensors"};
+  MeasureOptions options;
+  options.what = {"weightwatcher"};
+  options.weightwatcher.min_evals = 50;
+  for (const MeasuredTensor& tensor : measure_models(models, options).models[0].tensors)
+    EXPECT_EQ(tensor.measures.find("weightwatcher.alpha") != nullptr && std::min(tensor.shape[0], tensor.shape[1]) < 50, false) << tensor.name;
 }
 
 // ---- Layers and pairs ----
