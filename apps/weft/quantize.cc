@@ -26,7 +26,9 @@ struct Arguments {
   std::string rules_file;
   std::string imatrix;
   std::vector<std::filesystem::path> eval_files;
-  std::uint64_t eval_windows = 0;
+  std::uint64_t eval_windows = 0, eval_window = 0;
+  bool symmetric = false, asymmetric = false;
+  std::uint64_t bits = 4, group = 128, rank = 8;
 };
 
 std::vector<std::string> words_of(const std::string& text) {
@@ -78,6 +80,7 @@ Json evaluated(const Arguments& arguments, const QuantizeReport& report, Console
   PerplexityOptions how;
   how.threads = static_cast<int>(arguments.common.threads);
   how.num_windows = arguments.eval_windows;
+  how.window = arguments.eval_window;
   const PerplexityReport scores = evaluate_texts(report.output.string(), arguments.eval_files, arguments.model, how);
   for (const std::string& warning : scores.warnings) console.warn(warning);
   Json::Array list;
@@ -100,11 +103,64 @@ Json evaluated(const Arguments& arguments, const QuantizeReport& report, Console
   return Json(std::move(list));
 }
 
+double real_argument(const std::string& text, const char* option) {
+  double value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size())
+    throw Error(ErrorCode::invalid_argument, fmt::format("{} takes a number, got '{}'", option, printable(text)), {.key = option});
+  return value;
+}
+
+/// The options of folders.
+void add_linear_options(Command& command, const std::shared_ptr<Arguments>& arguments) {
+  LinearQuantization& linear = arguments->options.linear;
+  const auto choice = [&](const char* name, const char* value, std::string& target, const char* help, std::vector<std::string> choices,
+                          const char* missing) {
+    Option& option = command.value({name}, value, target, help);
+    option.kind = ValueKind::choice;
+    option.choices = std::move(choices);
+    option.default_text = missing;
+  };
+  const auto real = [&](const char* name, double& target, const char* help, const char* missing) {
+    command.custom({name}, "X", help, [&target, name](const std::string& text) { target = real_argument(text, name); }).default_text = missing;
+  };
+  command.group("Folders");
+  command.number({"--bits"}, arguments->bits, "of an integer code").default_text = "4";
+  command.number({"--group"}, arguments->group, "inputs that share a scale; 0: a whole row").default_text = "128";
+  choice("--numbers", "KIND", linear.numbers, "what codes stand for: fp8 to mxfp8 in compressed-tensors, nf4 to e5m2 in weft's own form",
+         {"int", "fp8", "fp8-block", "nvfp4", "mxfp4", "mxfp6", "mxfp8", "nf4", "e2m1", "e2m3", "e3m2", "e3m0", "e4m3", "e5m2"}, "int");
+  command.flag({"--symmetric"}, arguments->symmetric, "without zero points, as gptq and compressed-tensors are unless told otherwise");
+  command.flag({"--asymmetric"}, arguments->asymmetric, "with zero points");
+  choice("--search", "HOW", linear.search, "for scales", {"none", "shrink", "least-squares"},
+         "shrink for gptq and gptaq, else none: the largest value decides");
+  command.flag({"--nested"}, linear.nested, "bitsandbytes' scales in 8 bits");
+  Option& calibration = command.custom({"--calibration"}, "FILE", "a text, or .jsonl of documents, that the model is run on; may be given again",
+                                       [&linear](const std::string& text) { linear.calibration.files.emplace_back(text); });
+  calibration.repeated = true;
+  calibration.kind = ValueKind::path;
+  command.number({"--sequences"}, linear.calibration.num_sequences, "how many are taken from it").default_text = "128";
+  command.number({"--length"}, linear.calibration.length, "tokens of a sequence").default_text = "256";
+  real("--damping", linear.damping, "share of the mean that is added to the inputs' second moment", "0.05");
+  choice("--order", "ORDER", linear.order, "of columns: static takes the loudest first, dynamic has groups follow them, none takes them as stored",
+         {"static", "dynamic", "none"}, "static");
+  real("--drift", linear.drift, "of gptaq: share of what earlier layers changed that is made good", "0.25");
+  real("--smoothing", linear.smoothing, "of smooth: 0 leaves activations as they are, 1 makes them all alike", "0.5");
+  command.number({"--rank"}, arguments->rank, "of lorc").default_text = "8";
+  real("--exact", linear.exact, "of exact: share of the weights", "0.001");
+}
+
 int run_quantize(Arguments& arguments) {
   Console console(arguments.common);
   QuantizeOptions& options = arguments.options;
   console.fill(options);
   options.imatrix = arguments.imatrix;
+  if (arguments.symmetric && arguments.asymmetric)
+    throw Error(ErrorCode::invalid_argument, "--symmetric and --asymmetric contradict each other", {.key = "--symmetric"}, "give one of them");
+  if (arguments.symmetric || arguments.asymmetric) options.linear.symmetric = arguments.symmetric;
+  constexpr std::uint64_t kMost = 1 << 30;
+  options.linear.bits = static_cast<int>(std::min(arguments.bits, kMost));
+  options.linear.group = static_cast<std::int64_t>(std::min(arguments.group, kMost));
+  options.linear.rank = static_cast<std::int64_t>(std::min(arguments.rank, kMost));
   if (!arguments.rules_file.empty()) options.rules_text = text_of(arguments.rules_file);
   const bool prints = !arguments.common.json && !arguments.common.quiet;
   bool has_heading = false;
@@ -117,6 +173,11 @@ int run_quantize(Arguments& arguments) {
     };
   const QuantizeReport report = quantize(arguments.model, arguments.output, options);
   Json::Object details = {{"layers", layers_json(report)}};
+  if (report.linear_bits_per_weight > 0) details.emplace_back("linear_bits_per_weight", report.linear_bits_per_weight);
+  if (prints && report.linear_bits_per_weight > 0 && !report.dry_run)
+    std::printf("  %s\n", fmt::format("{:.3f} bits a weight in {} layers, {:.3f} in the whole model", report.linear_bits_per_weight,
+                                      report.layers.size(), report.bits_per_weight)
+                              .c_str());
   if (!report.dry_run && !arguments.eval_files.empty()) details.emplace_back("eval", evaluated(arguments, report, console, prints));
   console.finish();
   print_report(report, arguments.common, fmt::format("quantized {}", arguments.model), std::move(details));
@@ -149,7 +210,16 @@ Command quantize_command() {
       "Formats: {}.\n\nTypes of GGUF files, with about how many bits a weight takes: {}. Their blocks, and which tensor gets which type, are "
       "llama.cpp's, byte for "
       "byte; a row that a type's blocks do not divide falls back as there. Types of less than three bits need an importance matrix.\n\n"
-      "The loss of a weight is the squared error, weighted by importance where there is one, as a share of the weight's squares.",
+      "Folders are for transformers, vLLM and this command: the linear layers of the blocks become codes with scales, the rest stays. Their methods "
+      "are steps joined by +. rtn rounds; gptq rounds a "
+      "column after another and makes the error good in those that follow, by what the layers read of the calibration text; gptaq also makes good "
+      "what earlier layers have changed; hqq finds zero "
+      "points that need no text. Before them awq or smooth scale channels, folded into what writes them, clip narrows ranges, and exact leaves some "
+      "weights out of the codes; behind them lorc adds a "
+      "product of thin matrices that repairs what is lost. awq alone is awq+clip+rtn. Only --format weft holds hqq, exact and lorc. A rule is "
+      "PATTERN=keep, PATTERN=BITS or PATTERN=BITS/GROUP.\n\n"
+      "The loss of a weight is the squared error, weighted by importance where there is one, as a share of the weight's squares; in a folder made "
+      "with a calibration text, that of the layer's outputs.",
       formats_text(), gguf_types_text());
   command.example = "weft quantize models/tiny-base out/tiny-base.Q4_K_M.gguf --format gguf:Q4_K_M";
   command.positional("MODEL", arguments->model, kModelHelp);
@@ -168,6 +238,8 @@ Command quantize_command() {
   eval.repeated = true;
   eval.kind = ValueKind::path;
   command.number({"--eval-windows"}, arguments->eval_windows, "how many windows of each text").default_text = "all";
+  command.number({"--eval-window"}, arguments->eval_window, "tokens of a window").default_text = "the model's context";
+  add_linear_options(command, arguments);
   command.group("GGUF");
   command.flag({"--pure"}, options.pure, "every weight in the one type, without the mix");
   command.path({"--imatrix"}, "FILE", arguments->imatrix, "an importance matrix: how much each input counts");

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "weft/calibrate.h"
 #include "weft/job.h"
 
 namespace weft {
@@ -20,6 +21,24 @@ struct QuantizedLayer {
   std::optional<double> relative_loss;  ///< weighted squared error / weighted squares; absent where it was not measured now
 };
 
+/// How the linear layers of a model's blocks become codes in the folders of GPTQ, AWQ, compressed-tensors, bitsandbytes, and weft's own.
+struct LinearQuantization {
+  std::string numbers = "int";    ///< what codes stand for; of compressed-tensors also fp8, fp8-block, nvfp4, mxfp4, mxfp6, mxfp8, of weft nf4, e2m1,
+                                  ///< e2m3, e3m2, e3m0, e4m3, e5m2
+  int bits = 4;                   ///< of integer codes
+  std::int64_t group = 128;       ///< inputs a scale; 0: a whole row
+  std::optional<bool> symmetric;  ///< without zero points; absent: what the format usually has
+  std::string search;             ///< of scales: none, shrink, least-squares; empty: shrink where errors are made good, else none
+  double damping = 0.05;          ///< share of the mean added to the inputs' second moment
+  std::string order = "static";   ///< of columns: static (loudest first, groups as they are stored), dynamic (groups follow), none
+  double drift = 0.25;            ///< of gptaq
+  double smoothing = 0.5;         ///< of smooth
+  std::int64_t rank = 8;          ///< of lorc
+  double exact = 0.001;           ///< share of the weights that `exact` leaves out of the codes
+  bool nested = false;            ///< bitsandbytes' scales in 8 bits
+  CalibrationText calibration;    ///< no files: only methods that need none
+};
+
 struct QuantizeOptions : JobOptions {
   std::string format;                                      ///< "gguf:Q4_K_M"; see quantize_formats()
   std::string method;                                      ///< empty: the format's own
@@ -27,6 +46,9 @@ struct QuantizeOptions : JobOptions {
   std::vector<std::pair<std::string, std::string>> rules;  ///< PATTERN (a regular expression looked for in the name), TYPE ("keep": as stored)
   OpenOptions open;
   std::function<void(const QuantizedLayer&)> on_layer;  ///< called as each is done
+
+  // Folders
+  LinearQuantization linear;
 
   // GGUF
   bool pure = false;                                             ///< every weight in the one type, without llama.cpp's mix
@@ -44,7 +66,8 @@ struct QuantizeOptions : JobOptions {
 
 struct QuantizeReport : JobReport {
   std::vector<QuantizedLayer> layers;
-  double bits_per_weight = 0;  ///< of the whole file's tensors
+  double bits_per_weight = 0;         ///< of the whole file's tensors
+  double linear_bits_per_weight = 0;  ///< of the layers that were quantized; 0 for GGUF files
 };
 
 /// A format in which quantized models are written.

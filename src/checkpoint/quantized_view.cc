@@ -30,9 +30,9 @@ constexpr std::uint64_t kMaxStateBytes = 64 << 10;
 constexpr const char* kDamaged = "the file is damaged or was written by a broken tool; fetch it again";
 
 /// Suffixes of what stands beside or in place of "MODULE.weight".
-constexpr std::array<std::string_view, 9> kParts = {".qweight",           ".qzeros",       ".weight_packed",    ".weight_scale",
-                                                    ".weight_zero_point", ".weight_shape", ".weight_scale_inv", ".SCB",
-                                                    ".weight.quant_state"};
+constexpr std::array<std::string_view, 10> kParts = {
+    ".qweight",      ".qzeros",           ".weight_packed", ".weight_scale",       ".weight_zero_point",
+    ".weight_shape", ".weight_scale_inv", ".SCB",           ".weight.quant_state", ".weight_form"};
 
 [[noreturn]] void damaged(const Checkpoint& checkpoint, std::string_view tensor, const std::string& what) {
   throw Error(ErrorCode::corrupt, what, {.file = checkpoint.path().string(), .tensor = printable(tensor)}, kDamaged);
@@ -663,6 +663,122 @@ class Bnb8 final : public Packed {
   const TensorInfo* tiling_;
 };
 
+// ---- Weft's own ----------------------------------------------------------------------------------------------------------------------------
+
+class Own final : public Packed {
+ public:
+  Own(const Checkpoint& checkpoint, const std::string& module)
+      : codes_(part(checkpoint, module, ".weight_codes")),
+        scales_(part(checkpoint, module, ".weight_scales")),
+        form_(part(checkpoint, module, ".weight_form")),
+        zeros_(checkpoint.find_tensor(module + ".weight_zeros")),
+        left_(checkpoint.find_tensor(module + ".weight_left")),
+        right_(checkpoint.find_tensor(module + ".weight_right")),
+        added_at_(checkpoint.find_tensor(module + ".weight_added_at")),
+        added_(checkpoint.find_tensor(module + ".weight_added")) {
+    need(form_.dtype == DType::u8 && form_.size_bytes > 0 && form_.size_bytes <= kMaxStateBytes, checkpoint, form_, "at most 64 KiB of JSON");
+    const std::vector<std::byte> bytes = read_all(checkpoint, form_);
+    const Json json =
+        parse_json({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, checkpoint.path(), {.max_bytes = kMaxStateBytes, .max_depth = 8});
+    const auto refuse = [&](const char* key) {
+      damaged(checkpoint, form_.name, fmt::format("the form of '{}' has no valid '{}'", printable(module), key));
+    };
+    const Json* levels = json.find("levels");
+    if (levels == nullptr || levels->string() == nullptr) refuse("levels");
+    bool known = false;
+    for (const Levels candidate :
+         {Levels::integer, Levels::e4m3, Levels::e5m2, Levels::e2m3, Levels::e3m2, Levels::e2m1, Levels::e3m0, Levels::nf4, Levels::bnb_fp4})
+      if (codec::info(candidate).name == *levels->string()) levels_ = candidate, known = true;
+    if (!known) refuse("levels");
+    const auto number = [&](const char* key, std::int64_t least, std::int64_t most) {
+      const Json* value = json.find(key);
+      if (value == nullptr || !value->integer() || *value->integer() < least || *value->integer() > most) refuse(key);
+      return *value->integer();
+    };
+    bits_ = static_cast<int>(number("bits", 1, 8));
+    if (levels_ != Levels::integer && bits_ != codec::info(levels_).bits) refuse("bits");
+    const Json* shape = json.find("shape");
+    if (shape == nullptr || shape->array() == nullptr || shape->array()->size() != 2 || !shape->array()->front().integer() ||
+        !shape->array()->back().integer())
+      refuse("shape");
+    rows = *shape->array()->front().integer();
+    columns = *shape->array()->back().integer();
+    if (rows <= 0 || columns <= 0 || rows > kMaxSide || columns > kMaxSide) refuse("shape");
+    group_ = number("group", 1, kMaxSide);
+    const Json* as = json.find("dtype");
+    const std::optional<DType> type = as != nullptr && as->string() != nullptr ? dtype_from_any(*as->string()) : std::nullopt;
+    if (!type || !is_scale_type(*type)) refuse("dtype");
+    dtype = *type;
+    const auto words = static_cast<std::int64_t>(codec::words_for(static_cast<std::uint64_t>(columns), bits_, WordForm::stream));
+    need(codes_.dtype == DType::i32 && codes_.shape == Shape{rows, words}, checkpoint, codes_, fmt::format("I32 [{}, {}]", rows, words));
+    const Shape groups = {rows, (columns + group_ - 1) / group_};
+    need((is_scale_type(scales_.dtype) || scales_.dtype == DType::f8_e8m0 || scales_.dtype == DType::f8_e4m3) && scales_.shape == groups, checkpoint,
+         scales_, to_string(groups));
+    if (zeros_ != nullptr) need(is_scale_type(zeros_->dtype) && zeros_->shape == groups, checkpoint, *zeros_, to_string(groups));
+    if ((left_ == nullptr) != (right_ == nullptr) || (added_ == nullptr) != (added_at_ == nullptr))
+      damaged(checkpoint, module, fmt::format("'{}' has one half of a pair of parts", printable(module)));
+    if (left_ != nullptr) {
+      need(is_scale_type(left_->dtype) && left_->shape.size() == 2 && left_->shape[0] == rows, checkpoint, *left_, fmt::format("[{}, rank]", rows));
+      need(is_scale_type(right_->dtype) && right_->shape == Shape{left_->shape[1], columns}, checkpoint, *right_,
+           fmt::format("[{}, {}]", left_->shape[1], columns));
+    }
+    if (added_ != nullptr) {
+      need(is_scale_type(added_->dtype) && added_->shape.size() == 1, checkpoint, *added_, "a list of values");
+      need(added_at_->dtype == DType::i64 && added_at_->shape == added_->shape, checkpoint, *added_at_,
+           fmt::format("I64 {}", to_string(added_->shape)));
+    }
+    form = levels_ == Levels::integer ? fmt::format("INT{}", bits_) : std::string(codec::info(levels_).name);
+  }
+
+  void decode(const Checkpoint& checkpoint, std::int64_t first, std::int64_t count, std::span<float> out) const override {
+    const auto width = static_cast<std::size_t>(columns), row_words = static_cast<std::size_t>(codes_.shape[1]),
+               groups = static_cast<std::size_t>(scales_.shape[1]);
+    const std::vector<std::uint32_t> words = words_of(read_rows(checkpoint, codes_, first, count));
+    const std::vector<float> scales = scales_of(checkpoint, scales_, read_rows(checkpoint, scales_, first, count));
+    const std::vector<float> zeros =
+        zeros_ == nullptr ? std::vector<float>() : scales_of(checkpoint, *zeros_, read_rows(checkpoint, *zeros_, first, count));
+    const auto middle = static_cast<float>(1 << (bits_ - 1));
+    std::vector<std::uint8_t> codes(width);
+    for (std::size_t r = 0; r < static_cast<std::size_t>(count); ++r) {
+      codec::unpack_words(words.data() + r * row_words, 1, width, bits_, WordForm::stream, codes.data(), 1);
+      for (std::size_t c = 0; c < width; ++c) {
+        const std::size_t s = r * groups + c / static_cast<std::size_t>(group_);
+        out[r * width + c] = scales[s] * (levels_ == Levels::integer ? static_cast<float>(codes[c]) - (zeros.empty() ? middle : zeros[s])
+                                                                     : codec::level(levels_, codes[c]));
+      }
+    }
+    if (left_ != nullptr) {
+      const std::vector<float> left = scales_of(checkpoint, *left_, read_rows(checkpoint, *left_, first, count)),
+                               right = scales_of(checkpoint, *right_, read_all(checkpoint, *right_));
+      codec::add_product(left, right, count, left_->shape[1], columns, out);
+    }
+    if (added_ != nullptr) {
+      std::vector<std::int64_t> at(static_cast<std::size_t>(added_->num_elements));
+      const std::vector<std::byte> bytes = read_all(checkpoint, *added_at_);
+      if (!at.empty()) std::memcpy(at.data(), bytes.data(), bytes.size());
+      const std::vector<float> values = scales_of(checkpoint, *added_, read_all(checkpoint, *added_));
+      for (std::size_t i = 0; i < at.size(); ++i) {
+        if (at[i] < 0 || at[i] / columns >= rows)
+          damaged(checkpoint, added_at_->name, fmt::format("a value is to be added at {}, outside of the matrix", at[i]));
+        if (at[i] >= first * columns && at[i] < (first + count) * columns) out[static_cast<std::size_t>(at[i] - first * columns)] += values[i];
+      }
+    }
+  }
+  [[nodiscard]] std::vector<const TensorInfo*> parts() const override {
+    std::vector<const TensorInfo*> all = {&codes_, &scales_, &form_};
+    for (const TensorInfo* tensor : {zeros_, left_, right_, added_at_, added_})
+      if (tensor != nullptr) all.push_back(tensor);
+    return all;
+  }
+
+ private:
+  const TensorInfo &codes_, &scales_, &form_;
+  const TensorInfo *zeros_, *left_, *right_, *added_at_, *added_;
+  Levels levels_ = Levels::integer;
+  int bits_ = 4;
+  std::int64_t group_ = 1;
+};
+
 // ---- The config ----------------------------------------------------------------------------------------------------------------------------
 
 /// Python's re.match: anchored at the start only. RE2 runs in linear time, whatever the file says.
@@ -729,6 +845,8 @@ class QuantizedCheckpoint final : public Checkpoint {
     const bool has_words = has(".qweight"), has_compressed = has(".weight_packed") || has(".weight_scale"), has_inverse = has(".weight_scale_inv");
     if (has(".weight.quant_state.bitsandbytes__") || has(".SCB")) {
       add_bitsandbytes();
+    } else if (has(".weight_form")) {
+      add_modules(".weight_form", [&](const std::string& module, const TensorInfo&) { return std::make_unique<Own>(*stored_, module); });
     } else if (has_words && (method == "gptq" || method.empty())) {
       if (quantization_.is_null()) return not_known(not_read, "packed weights (qweight), and no config that says how they were packed");
       add_gptq();
@@ -1151,7 +1269,7 @@ void drop_quantization(const Checkpoint& checkpoint, Json& config) {
     if (given == nullptr) continue;
     const std::string method = lower(text_of(*given, {"quant_method"}));
     const bool known = method == "gptq" || method == "awq" || method == "compressed-tensors" || method == "bitsandbytes" || method == "fp8" ||
-                       given->find("config_groups") != nullptr;
+                       method == "weft" || given->find("config_groups") != nullptr;
     if (known) config.erase(key);
   }
 }

@@ -56,7 +56,12 @@ std::vector<std::uint8_t> integer_zeros(const QuantizedLinear& linear, const cha
   return zeros;
 }
 
+void refuse_additions(const QuantizedLinear& linear, const char* format) {
+  if (linear.rank > 0 || !linear.added.empty()) no_place(fmt::format("{} has no place for what is added to the codes", format), "use --format weft");
+}
+
 void need_integers(const QuantizedLinear& linear, const char* format) {
+  refuse_additions(linear, format);
   if (linear.levels != Levels::integer || linear.row_group != 1)
     no_place(fmt::format("{} holds integers with scales along the inputs, not {}", format,
                          linear.levels == Levels::integer ? "scales of several rows" : std::string(info(linear.levels).name)),
@@ -98,7 +103,21 @@ std::vector<float> QuantizedLinear::decoded() const {
       values[i] = scale * (levels == Levels::integer ? static_cast<float>(codes[i]) - zeros[at] : level(levels, codes[i]));
     }
   }
+  if (rank > 0) add_product(left, right, rows, rank, columns, values);
+  for (std::size_t i = 0; i < added.size(); ++i) values[static_cast<std::size_t>(added_at[i])] += added[i];
   return values;
+}
+
+void add_product(std::span<const float> left, std::span<const float> right, std::int64_t rows, std::int64_t rank, std::int64_t columns,
+                 std::span<float> out) {
+  const auto width = static_cast<std::size_t>(columns), depth = static_cast<std::size_t>(rank);
+  std::vector<float> sums(width);
+  for (std::size_t r = 0; r < static_cast<std::size_t>(rows); ++r) {
+    std::fill(sums.begin(), sums.end(), 0.0F);
+    for (std::size_t k = 0; k < depth; ++k)
+      for (std::size_t c = 0; c < width; ++c) sums[c] += left[r * depth + k] * right[k * width + c];
+    for (std::size_t c = 0; c < width; ++c) out[r * width + c] += sums[c];
+  }
 }
 
 // ---- GPTQ --------------------------------------------------------------------------------------------------------------------------------
@@ -183,6 +202,7 @@ std::string_view to_string(CompressedForm form) noexcept {
 }
 
 std::vector<StoredTensor> write_compressed(const QuantizedLinear& linear, CompressedForm form) {
+  refuse_additions(linear, "compressed-tensors");
   if (!linear.group_of.empty()) no_place("compressed-tensors takes groups of neighbouring inputs only", "use --format gptq, or static groups");
   if (linear.group > 0 && linear.columns % linear.group != 0 && linear.columns > linear.group && linear.row_group == 1)
     no_place(fmt::format("compressed-tensors takes whole groups, and {} inputs are no multiple of {}", linear.columns, linear.group),

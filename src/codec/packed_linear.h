@@ -28,6 +28,11 @@ struct QuantizedLinear {
   std::vector<float> zeros;            ///< like scales; empty for tables
   std::vector<std::int32_t> group_of;  ///< [columns]: which group a column is of; empty: column / group
   float global_divisor = 0;            ///< where not 0, scales are divided by it: NVFP4
+  // What is added to the decoded values; only weft's own form holds it.
+  std::int64_t rank = 0;
+  std::vector<float> left, right;      ///< [rows, rank], [rank, columns]
+  std::vector<std::int64_t> added_at;  ///< row * columns + column
+  std::vector<float> added;
 
   [[nodiscard]] std::int64_t num_groups() const { return group <= 0 ? 1 : (columns + group - 1) / group; }
   [[nodiscard]] std::int64_t num_row_groups() const { return (rows + row_group - 1) / row_group; }
@@ -87,5 +92,11 @@ enum class CompressedForm : std::uint8_t { pack_quantized, int_quantized, float_
                                                    Levels levels, std::int64_t block, bool nested);
 /// LLM.int8(): of the values rounded to float16.
 [[nodiscard]] std::vector<StoredTensor> write_bnb8(std::span<const float> weights, std::int64_t rows, std::int64_t columns);
+
+/// Weft's own form, which holds all that a QuantizedLinear can be. weight_type: as what it is decoded, and what is added to it stored.
+[[nodiscard]] std::vector<StoredTensor> write_own(const QuantizedLinear& linear, DType weight_type);
+/// out[rows, columns] += left[rows, rank] right[rank, columns]; sums in float32, in order of the rank.
+void add_product(std::span<const float> left, std::span<const float> right, std::int64_t rows, std::int64_t rank, std::int64_t columns,
+                 std::span<float> out);
 
 }  // namespace weft::codec

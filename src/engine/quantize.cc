@@ -16,9 +16,32 @@ struct Row {
   QuantizeReport (*write)(const engine::QuantizeRequest&) = nullptr;
 };
 
+template <const char* const& kFormat>
+QuantizeReport packed(const engine::QuantizeRequest& request) {
+  return engine::quantize_packed(kFormat, request);
+}
+const char* const kGptq = "gptq";
+const char* const kGptq2 = "gptq_v2";
+const char* const kAwq = "awq";
+const char* const kCompressed = "compressed-tensors";
+const char* const kBnbNf4 = "bnb-nf4";
+const char* const kBnbFp4 = "bnb-fp4";
+const char* const kBnbInt8 = "bnb-int8";
+const char* const kOwn = "weft";
+
 const std::vector<Row>& rows() {
   static const std::vector<Row> kRows = {
       {{"gguf", "a file for llama.cpp, in one of its types and mixes", "gguf:Q4_K_M"}, true, engine::quantize_gguf},
+      {{"gptq", "a folder in the layout of GPTQ, 2, 3, 4 or 8 bits", "gptq"}, false, packed<kGptq>},
+      {{"gptq_v2", "the same in its second version, which has zero points of 0", "gptq_v2"}, false, packed<kGptq2>},
+      {{"awq", "a folder in the layout of AWQ (gemm), 4 bits", "awq"}, false, packed<kAwq>},
+      {{"compressed-tensors", "a folder in the layout of vLLM's library: integers of 2 to 8 bits, FP8, FP4", "compressed-tensors"},
+       false,
+       packed<kCompressed>},
+      {{"bnb-nf4", "a folder in the layout of bitsandbytes, NF4", "bnb-nf4"}, false, packed<kBnbNf4>},
+      {{"bnb-fp4", "the same with FP4", "bnb-fp4"}, false, packed<kBnbFp4>},
+      {{"bnb-int8", "the same with 8-bit integers", "bnb-int8"}, false, packed<kBnbInt8>},
+      {{"weft", "a folder of our own, which holds what no other layout does", "weft"}, false, packed<kOwn>},
   };
   return kRows;
 }

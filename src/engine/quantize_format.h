@@ -20,5 +20,7 @@ struct QuantizeRequest {
 
 // quantize_gguf.cc
 [[nodiscard]] QuantizeReport quantize_gguf(const QuantizeRequest& request);
+// quantize_packed.cc: a folder in the layout of that name.
+[[nodiscard]] QuantizeReport quantize_packed(const char* format, const QuantizeRequest& request);
 
 }  // namespace weft::engine

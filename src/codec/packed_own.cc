@@ -1,0 +1,58 @@
+#include <fmt/format.h>
+
+#include <cstring>
+
+#include "codec/packed_linear.h"
+#include "math/convert.h"
+#include "weft/error.h"
+
+// Weft's own form: whatever a QuantizedLinear holds.
+namespace weft::codec {
+namespace {
+
+StoredTensor floats(std::string name, DType dtype, std::vector<std::int64_t> shape, std::span<const float> values) {
+  StoredTensor out{std::move(name), dtype, std::move(shape), {}};
+  out.bytes.resize(values.size() * static_cast<std::size_t>(info(dtype).bits) / 8);
+  math::encode(dtype, values, out.bytes);
+  return out;
+}
+
+template <typename Element>
+StoredTensor elements(std::string name, DType dtype, std::vector<std::int64_t> shape, std::span<const Element> values) {
+  StoredTensor out{std::move(name), dtype, std::move(shape), {}};
+  out.bytes.resize(values.size_bytes());
+  if (!values.empty()) std::memcpy(out.bytes.data(), values.data(), values.size_bytes());
+  return out;
+}
+
+}  // namespace
+
+std::vector<StoredTensor> write_own(const QuantizedLinear& linear, DType weight_type) {
+  if (linear.row_group != 1 || !linear.group_of.empty() || linear.global_divisor != 0)
+    throw Error(ErrorCode::unsupported, "weft's own form has groups of neighbouring inputs", {}, "use --order static, or --format gptq");
+  const auto rows = static_cast<std::size_t>(linear.rows), columns = static_cast<std::size_t>(linear.columns);
+  const std::size_t words = words_for(columns, linear.bits, WordForm::stream);
+  std::vector<std::uint32_t> codes(rows * words);
+  for (std::size_t r = 0; r < rows; ++r)
+    pack_words(linear.codes.data() + r * columns, 1, columns, linear.bits, WordForm::stream, codes.data() + r * words, 1);
+  std::vector<StoredTensor> out;
+  out.push_back(elements<std::uint32_t>("weight_codes", DType::i32, {linear.rows, static_cast<std::int64_t>(words)}, codes));
+  out.push_back(floats("weight_scales", linear.scale_type, {linear.rows, linear.num_groups()}, linear.scales));
+  if (!linear.zeros.empty() && !linear.symmetric)
+    out.push_back(floats("weight_zeros", linear.scale_type, {linear.rows, linear.num_groups()}, linear.zeros));
+  if (linear.rank > 0) {
+    out.push_back(floats("weight_left", weight_type, {linear.rows, linear.rank}, linear.left));
+    out.push_back(floats("weight_right", weight_type, {linear.rank, linear.columns}, linear.right));
+  }
+  if (!linear.added.empty()) {
+    const auto size = static_cast<std::int64_t>(linear.added.size());
+    out.push_back(elements<std::int64_t>("weight_added_at", DType::i64, {size}, linear.added_at));
+    out.push_back(floats("weight_added", weight_type, {size}, linear.added));
+  }
+  const std::string form = fmt::format(R"({{"levels":"{}","bits":{},"group":{},"shape":[{},{}],"dtype":"{}"}})", info(linear.levels).name,
+                                       linear.bits, linear.group, linear.rows, linear.columns, info(weight_type).torch_name);
+  out.push_back(elements<char>("weight_form", DType::u8, {static_cast<std::int64_t>(form.size())}, form));
+  return out;
+}
+
+}  // namespace weft::codec

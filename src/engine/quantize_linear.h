@@ -1,0 +1,74 @@
+#pragma once
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/activations.h"
+#include "engine/running_model.h"
+#include "weft/calibrate.h"
+#include "weft/forward.h"
+#include "weft/job.h"
+
+// Quantizing the linear layers of a model's blocks to the folders of GPTQ, AWQ, compressed-tensors and bitsandbytes: rounding matrix by matrix, or
+// block by block with the activations of calibration texts.
+namespace weft::engine {
+
+/// What is done to layers whose names a pattern is found in; the first that matches decides.
+struct LinearRule {
+  std::string pattern;  ///< RE2
+  bool keep = false;    ///< as it is
+  std::optional<int> bits;
+  std::optional<std::int64_t> group;
+};
+
+struct LinearQuantizeOptions : RunOptions {
+  std::string method = "rtn";   ///< steps joined by +: awq, smooth, clip, exact, then one of rtn, hqq, gptq, gptaq, then lorc
+  std::string format = "gptq";  ///< gptq, gptq_v2, awq, compressed-tensors, bnb-nf4, bnb-fp4, bnb-int8, weft
+  std::string numbers =
+      "int";  ///< of compressed-tensors: int, fp8, fp8-block, nvfp4, mxfp4, mxfp6, mxfp8; of weft also nf4, e2m1, e2m3, e3m2, e4m3, e5m2
+  int bits = 4;
+  std::int64_t group = 128;       ///< inputs a scale; 0: a whole row
+  std::optional<bool> symmetric;  ///< absent: what the format usually has
+  std::string search;             ///< of scales: none, shrink, least-squares; empty: shrink where errors are made good, else none
+  double damping = 0.05;
+  std::string order = "static";   ///< of columns: static (by activation, groups as they are stored), dynamic (groups follow), none
+  double drift = 0.25;            ///< of gptaq
+  double smoothing = 0.5;         ///< exponent of smooth
+  std::int64_t rank = 8;          ///< of lorc
+  double exact = 0.001;           ///< share of weights that exact leaves out of the codes
+  bool nested = false;            ///< bitsandbytes' scales in 8 bits
+  bool allow_requantize = false;  ///< take weights that are quantized already
+  std::vector<LinearRule> rules;
+  /// What the model is run on: texts, or tokens as they are. Neither: only methods that need none.
+  std::optional<CalibrationText> calibration;
+  std::shared_ptr<const CalibrationTokens> tokens;
+  struct Layer;
+  std::function<void(const Layer&)> on_layer;  ///< as each is done, from one thread at a time
+};
+
+/// What became of one layer.
+struct LinearQuantizeOptions::Layer {
+  std::string name;
+  std::string method;
+  double bits = 0;           ///< stored, a weight, scales and all
+  double relative_loss = 0;  ///< of its outputs on the calibration texts; of its weights without any
+};
+
+struct LinearQuantizeReport : JobReport {
+  std::vector<LinearQuantizeOptions::Layer> layers;
+  double linear_bits = 0;  ///< a weight of the layers that were quantized
+  double model_bits = 0;   ///< a weight of the whole model
+};
+
+/// Errors: invalid_argument for options that contradict each other or what the format holds, rules that match nothing, a model that is quantized
+/// already; unsupported for layers that the format has no place for, naming them; corrupt for weights or activations that are no numbers.
+[[nodiscard]] LinearQuantizeReport quantize_linear(std::string_view model, const std::filesystem::path& output, const LinearQuantizeOptions& options);
+/// Whether the method needs calibration texts.
+[[nodiscard]] bool needs_calibration(std::string_view method);
+
+}  // namespace weft::engine

@@ -1,0 +1,81 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <utility>
+
+#include "base/text.h"
+#include "engine/quantize_format.h"
+#include "engine/quantize_linear.h"
+#include "weft/error.h"
+
+namespace weft::engine {
+namespace {
+
+/// "keep", "BITS", "BITS/GROUP", "/GROUP".
+LinearRule rule_of(const std::string& pattern, const std::string& what) {
+  LinearRule rule;
+  rule.pattern = pattern;
+  if (what == "keep") {
+    rule.keep = true;
+    return rule;
+  }
+  const auto number = [&](std::string_view digits) {
+    std::int64_t value = 0;
+    const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
+    if (error != std::errc() || end != digits.data() + digits.size() || value < 0)
+      throw Error(ErrorCode::invalid_argument, fmt::format("'{}={}' is no rule", printable(pattern), printable(what)), {.key = "rule"},
+                  "write PATTERN=keep, PATTERN=BITS or PATTERN=BITS/GROUP");
+    return value;
+  };
+  const std::size_t slash = what.find('/');
+  if (slash != 0) rule.bits = static_cast<int>(std::min<std::int64_t>(number(std::string_view(what).substr(0, slash)), 100));
+  if (slash != std::string::npos) rule.group = number(std::string_view(what).substr(slash + 1));
+  return rule;
+}
+
+}  // namespace
+
+QuantizeReport quantize_packed(const char* format, const QuantizeRequest& request) {
+  const QuantizeOptions& from = request.options;
+  if (from.pure || from.better || !from.imatrix.empty() || !from.output_type.empty() || !from.token_embedding_type.empty() || from.leave_output ||
+      !from.include_weights.empty() || !from.exclude_weights.empty() || !from.prune_layers.empty() || !from.override_kv.empty() || from.keep_split)
+    throw Error(ErrorCode::invalid_argument, fmt::format("'{}' has none of the options of GGUF files", format), {.key = "format"},
+                "leave them out, or write --format gguf:TYPE");
+  if (!from.rules_text.empty())
+    throw Error(ErrorCode::unsupported, fmt::format("rules in a file are for GGUF files, not for '{}'", format), {.key = "rules"},
+                "give each with --rule");
+  LinearQuantizeOptions options;
+  static_cast<JobOptions&>(options) = from;
+  const LinearQuantization& linear = from.linear;
+  options.method = from.method.empty() ? "rtn" : from.method;
+  options.format = format;
+  options.numbers = linear.numbers;
+  options.bits = linear.bits;
+  options.group = linear.group;
+  options.symmetric = linear.symmetric;
+  options.search = linear.search;
+  options.damping = linear.damping;
+  options.order = linear.order;
+  options.drift = linear.drift;
+  options.smoothing = linear.smoothing;
+  options.rank = linear.rank;
+  options.exact = linear.exact;
+  options.nested = linear.nested;
+  options.allow_requantize = from.allow_requantize;
+  if (!linear.calibration.files.empty()) options.calibration = linear.calibration;
+  for (const auto& [pattern, what] : from.rules) options.rules.push_back(rule_of(pattern, what));
+  const auto public_layer = [](const LinearQuantizeOptions::Layer& layer) {
+    return QuantizedLayer{layer.name, layer.method, layer.bits, layer.relative_loss};
+  };
+  if (from.on_layer) options.on_layer = [&](const LinearQuantizeOptions::Layer& layer) { from.on_layer(public_layer(layer)); };
+  LinearQuantizeReport made = quantize_linear(request.model, request.output, options);
+  QuantizeReport report;
+  static_cast<JobReport&>(report) = std::move(static_cast<JobReport&>(made));
+  for (const LinearQuantizeOptions::Layer& layer : made.layers) report.layers.push_back(public_layer(layer));
+  report.bits_per_weight = made.model_bits;
+  report.linear_bits_per_weight = made.linear_bits;
+  return report;
+}
+
+}  // namespace weft::engine

@@ -1,0 +1,267 @@
+#include "engine/quantize_linear.h"
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <map>
+
+#include "base/file.h"
+#include "checkpoint/json.h"
+#include "engine/running_model.h"
+#include "math/convert.h"
+#include "support/errors.h"
+#include "support/temporary_folder.h"
+#include "weft/inspect.h"
+
+namespace weft::engine {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::TemporaryFolder;
+
+const std::string kModel = std::string(WEFT_SOURCE_DIR) + "/models/tiny-base";
+const std::string kUp = "model.layers.0.mlp.up_proj.weight";
+
+std::shared_ptr<const CalibrationTokens> some_tokens(std::size_t num_sequences, std::size_t length) {
+  auto tokens = std::make_shared<CalibrationTokens>();
+  std::uint32_t state = 1;
+  for (std::size_t s = 0; s < num_sequences; ++s) {
+    auto& sequence = tokens->sequences.emplace_back();
+    for (std::size_t t = 0; t < length; ++t) {
+      state = state * 1664525U + 1013904223U;
+      sequence.push_back((state >> 8) % 1000);
+    }
+  }
+  return tokens;
+}
+
+std::vector<float> values_of(const Checkpoint& checkpoint, const std::string& name) {
+  const TensorInfo& tensor = checkpoint.tensor(name);
+  std::vector<std::byte> bytes(tensor.size_bytes);
+  checkpoint.read_bytes(tensor, 0, bytes);
+  std::vector<float> values(tensor.num_elements);
+  math::decode(tensor.dtype, bytes, values);
+  return values;
+}
+
+/// ||a - b|| / ||a|| of two tensors of one name.
+double distance(const Checkpoint& a, const Checkpoint& b, const std::string& name) {
+  const std::vector<float> x = values_of(a, name), y = values_of(b, name);
+  double difference = 0, size = 0;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    difference += std::pow(static_cast<double>(x[i]) - y[i], 2);
+    size += std::pow(static_cast<double>(x[i]), 2);
+  }
+  return std::sqrt(difference / size);
+}
+
+/// Logits of a few tokens.
+std::vector<float> logits_of(const std::string& model) {
+  RunningModel running(model, {});
+  const std::vector<std::uint32_t> ids = some_tokens(1, 40)->sequences.front();
+  const model::TokenChunk chunk{nullptr, ids, {}};
+  std::vector<float> rows = running.network().run(std::span(&chunk, 1));
+  running.network().normalise(rows);
+  const auto hidden = static_cast<std::size_t>(running.config().hidden);
+  std::vector<float> out(ids.size() * static_cast<std::size_t>(running.config().vocab));
+  running.network().logits({rows.data(), ids.size(), hidden, hidden}, out);
+  return out;
+}
+double relative(const std::vector<float>& a, const std::vector<float>& b) {
+  double difference = 0, size = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    difference += std::pow(static_cast<double>(a[i]) - b[i], 2);
+    size += std::pow(static_cast<double>(a[i]), 2);
+  }
+  return std::sqrt(difference / size);
+}
+
+struct Case {
+  std::string format, numbers;
+  int bits;
+  std::int64_t group;
+  double expected_bits, most_distance;
+  std::string stored_as;
+};
+
+TEST(QuantizeLinear, every_format_is_written_as_a_folder_that_reads_back_as_a_model) {
+  const TemporaryFolder folder;
+  const auto original = open_checkpoint(kModel);
+  const std::vector<Case> cases = {
+      {"gptq", "int", 4, 128, 4.1, 0.12, "GPTQ4"},
+      {"gptq", "int", 8, 0, 8.1, 0.012, "GPTQ8"},
+      {"gptq_v2", "int", 3, 64, 3.2, 0.22, "GPTQ3"},
+      {"gptq_v2", "int", 2, 32, 2.5, 0.5, "GPTQ2"},
+      {"awq", "int", 4, 64, 4.3, 0.1, "AWQ4"},
+      {"compressed-tensors", "int", 4, 128, 4.1, 0.12, "INT4"},
+      {"compressed-tensors", "int", 5, 32, 5.5, 0.05, "INT5"},
+      {"compressed-tensors", "fp8", 4, 128, 8.05, 0.03, "FP8"},
+      {"compressed-tensors", "fp8-block", 4, 128, 8, 0.03, "FP8"},
+      {"compressed-tensors", "nvfp4", 4, 128, 4.5, 0.1, "NVFP4"},
+      {"compressed-tensors", "mxfp4", 4, 128, 4.25, 0.13, "MXFP4"},
+      {"compressed-tensors", "mxfp6", 4, 128, 6.25, 0.04, "MXFP6"},
+      {"compressed-tensors", "mxfp8", 4, 128, 8.25, 0.03, "MXFP8"},
+      {"bnb-nf4", "int", 4, 64, 4.5, 0.1, "NF4"},
+      {"bnb-fp4", "int", 4, 64, 4.5, 0.13, "FP4"},
+      {"bnb-int8", "int", 8, 0, 8.1, 0.012, "INT8"},
+      {"weft", "int", 3, 64, 3.5, 0.2, "INT3"},
+      {"weft", "nf4", 4, 64, 4.25, 0.1, "NF4"},
+  };
+  for (const Case& one : cases) {
+    SCOPED_TRACE(one.format + " " + one.numbers + " " + std::to_string(one.bits));
+    LinearQuantizeOptions options;
+    options.format = one.format;
+    options.numbers = one.numbers;
+    options.bits = one.bits;
+    options.group = one.group;
+    const fs::path output = folder / fmt::format("{}-{}-{}", one.format, one.numbers, one.bits);
+    const LinearQuantizeReport report = quantize_linear(kModel, output, options);
+    EXPECT_EQ(report.layers.size(), 14u);
+    EXPECT_NEAR(report.linear_bits, one.expected_bits, 0.25);
+    const auto result = open_checkpoint(output.string());
+    EXPECT_EQ(result->tensors().size(), original->tensors().size());
+    for (const TensorInfo& tensor : original->tensors()) {
+      const TensorInfo& own = result->tensor(tensor.name);
+      EXPECT_EQ(own.shape, tensor.shape);
+      if (own.stored_as.empty()) {
+        EXPECT_EQ(values_of(*result, tensor.name), values_of(*original, tensor.name)) << tensor.name;
+      } else {
+        EXPECT_EQ(own.stored_as, one.stored_as);
+        EXPECT_LT(distance(*original, *result, tensor.name), one.most_distance) << tensor.name;
+      }
+    }
+    EXPECT_LT(relative(logits_of(kModel), logits_of(output.string())), 4 * one.most_distance);
+    const ModelInfo info = inspect(output.string());
+    EXPECT_FALSE(info.quantization.empty());
+    EXPECT_LT(info.bits_per_weight, 16);
+    // Plain weights again.
+    const fs::path plain = folder / (output.filename().string() + "-plain");
+    static_cast<void>(convert(output.string(), plain, {}));
+    EXPECT_EQ(values_of(*open_checkpoint(plain.string()), kUp), values_of(*result, kUp));
+    EXPECT_EQ(read_json_file(plain / "config.json").find("quantization_config"), nullptr);
+    EXPECT_EQ(path_kind(plain / "quantize_config.json"), PathKind::nothing);
+    fs::remove_all(output);
+    fs::remove_all(plain);
+  }
+}
+
+TEST(QuantizeLinear, making_errors_good_loses_less_of_the_outputs_than_rounding) {
+  const TemporaryFolder folder;
+  std::map<std::string, std::map<std::string, double>> losses;
+  std::map<std::string, double> drifts;
+  for (const char* method : {"rtn", "gptq", "gptaq", "clip+rtn", "awq+gptq"}) {
+    LinearQuantizeOptions options;
+    options.method = method;
+    options.format = "gptq_v2";
+    options.bits = 3;
+    options.tokens = some_tokens(12, 64);
+    const fs::path output = folder / method;
+    const LinearQuantizeReport report = quantize_linear(kModel, output, options);
+    ASSERT_EQ(report.layers.size(), 14u);
+    for (const LinearQuantizeOptions::Layer& layer : report.layers) losses[method][layer.name] = layer.relative_loss;
+    drifts[method] = relative(logits_of(kModel), logits_of(output.string()));
+    EXPECT_FALSE(fs::exists(folder.path() / fmt::format(".{}.weft", method)));
+  }
+  for (const auto& [name, loss] : losses["rtn"]) {
+    EXPECT_GT(loss, 0);
+    EXPECT_LT(losses["gptq"][name], loss) << name;
+    EXPECT_LE(losses["clip+rtn"][name], 1.05 * loss) << name;
+  }
+  EXPECT_LT(drifts["gptq"], drifts["rtn"]);
+  EXPECT_LT(drifts["gptaq"], drifts["rtn"]);
+  EXPECT_LT(drifts["awq+gptq"], drifts["rtn"]);
+}
+
+TEST(QuantizeLinear, scales_that_are_folded_leave_the_function_alone) {
+  const TemporaryFolder folder;
+  for (const char* method : {"awq+rtn", "smooth+rtn"}) {
+    LinearQuantizeOptions options;
+    options.method = method;
+    options.format = "gptq";
+    options.bits = 8;
+    options.group = 32;
+    options.tokens = some_tokens(8, 64);
+    static_cast<void>(quantize_linear(kModel, folder / method, options));
+    // What 8 bits lose, and what a norm's gain in bfloat16 would: nothing.
+    EXPECT_LT(relative(logits_of(kModel), logits_of((folder / method).string())), 0.02) << method;
+    const auto result = open_checkpoint((folder / method).string());
+    EXPECT_EQ(result->tensor("model.layers.0.input_layernorm.weight").dtype, DType::bf16);
+  }
+}
+
+TEST(QuantizeLinear, what_is_added_to_the_codes_gives_back_most_of_what_they_lose) {
+  const TemporaryFolder folder;
+  std::map<std::string, double> loss, bits;
+  for (const char* method : {"rtn", "hqq", "rtn+lorc", "exact+rtn", "exact+gptq+lorc"}) {
+    LinearQuantizeOptions options;
+    options.method = method;
+    options.format = "weft";
+    options.bits = 3;
+    options.group = 64;
+    options.exact = 0.01;
+    if (std::string(method).find("gptq") != std::string::npos) options.tokens = some_tokens(12, 64);
+    const LinearQuantizeReport report = quantize_linear(kModel, folder / method, options);
+    loss[method] = relative(logits_of(kModel), logits_of((folder / method).string()));
+    bits[method] = report.linear_bits;
+  }
+  EXPECT_LT(loss["rtn+lorc"], loss["rtn"]);
+  EXPECT_LT(loss["exact+rtn"], loss["rtn"]);
+  EXPECT_LT(loss["exact+gptq+lorc"], loss["rtn"]);
+  EXPECT_GT(bits["rtn+lorc"], bits["rtn"] + 0.4);
+  EXPECT_NEAR(bits["hqq"], bits["rtn"], 1e-9);
+}
+
+TEST(QuantizeLinear, rules_keep_layers_or_give_them_a_width_of_their_own) {
+  const TemporaryFolder folder;
+  for (const char* format : {"gptq", "compressed-tensors"}) {
+    LinearQuantizeOptions options;
+    options.format = format;
+    options.rules = {{.pattern = "layers\\.0\\..*down_proj", .keep = true, .bits = {}, .group = {}}, {.pattern = "v_proj", .bits = 8, .group = 64}};
+    const LinearQuantizeReport report = quantize_linear(kModel, folder / format, options);
+    EXPECT_EQ(report.layers.size(), 13u);
+    const auto result = open_checkpoint((folder / format).string());
+    EXPECT_TRUE(result->tensor("model.layers.0.mlp.down_proj.weight").stored_as.empty());
+    EXPECT_EQ(result->tensor("model.layers.1.self_attn.v_proj.weight").stored_as, std::string(format) == "gptq" ? "GPTQ8" : "INT8");
+    EXPECT_EQ(result->tensor("model.layers.1.self_attn.k_proj.weight").stored_as, std::string(format) == "gptq" ? "GPTQ4" : "INT4");
+    EXPECT_LT(distance(*open_checkpoint(kModel), *result, "model.layers.1.self_attn.v_proj.weight"), 0.01);
+  }
+}
+
+TEST(QuantizeLinear, what_cannot_be_is_refused_before_anything_is_written) {
+  const TemporaryFolder folder;
+  const fs::path output = folder / "out";
+  const auto with = [&](auto&& change) {
+    LinearQuantizeOptions options;
+    change(options);
+    return quantize_linear(kModel, output, options);
+  };
+  using Options = LinearQuantizeOptions;
+  EXPECT_WEFT_ERROR(with([](Options& o) { o.method = "gptq"; }), invalid_argument, "--calibration");
+  EXPECT_WEFT_ERROR(with([](Options& o) { o.method = "magic"; }), invalid_argument, "no method 'magic'");
+  EXPECT_WEFT_ERROR(with([](Options& o) { o.method = "gptq+awq"; }), invalid_argument, "stands behind");
+  EXPECT_WEFT_ERROR(with([](Options& o) { o.method = "rtn+gptq"; }), invalid_argument, "both choose");
+  EXPECT_WEFT_ERROR(with([](Options& o) { o.method = "hqq"; }), invalid_argument, "--format weft");
+  EXPECT_WEFT_ERROR(with([](Options& o) { o.method = "rtn+lorc"; }), invalid_argument, "--format weft");
+  EXPECT_WEFT_ERROR(with([](Options& o) { o.format = "exl2"; }), invalid_argument, "no format 'exl2'");
+  EXPECT_WEFT_ERROR(with([](Options& o) { o.symmetric = false; }), invalid_argument, "gptq_v2");
+  EXPECT_WEFT_ERROR(with([](Options& o) { o.bits = 5; }), invalid_argument, "2, 3, 4 and 8 bits");
+  EXPECT_WEFT_ERROR(with([](Options& o) { o.format = "awq", o.bits = 3; }), invalid_argument, "4 bits");
+  EXPECT_WEFT_ERROR(with([](Options& o) { o.group = 96; }), unsupported, "no multiple of the group of 96");
+  EXPECT_WEFT_ERROR(with([](Options& o) { o.group = -3; }), invalid_argument, "makes no sense");
+  EXPECT_WEFT_ERROR(with([](Options& o) { o.rules = {{.pattern = "no_such", .keep = true, .bits = {}, .group = {}}}; }), invalid_argument,
+                    "matches no linear layer");
+  EXPECT_WEFT_ERROR(with([](Options& o) { o.rules = {{.pattern = "proj", .keep = true, .bits = {}, .group = {}}}; }), invalid_argument,
+                    "no linear layer to quantize");
+  EXPECT_WEFT_ERROR(with([](Options& o) { o.damping = NAN; }), invalid_argument, "damping");
+  EXPECT_FALSE(fs::exists(output));
+  static_cast<void>(with([](Options&) {}));
+  EXPECT_WEFT_ERROR(quantize_linear(output.string(), folder / "again", {}), invalid_argument, "quantized already");
+  LinearQuantizeOptions again;
+  again.allow_requantize = true;
+  static_cast<void>(quantize_linear(output.string(), folder / "again", again));
+  EXPECT_LT(distance(*open_checkpoint(output.string()), *open_checkpoint((folder / "again").string()), kUp), 0.12);
+}
+
+}  // namespace
+}  // namespace weft::engine
