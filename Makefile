@@ -5,11 +5,13 @@ PREFIX ?= /usr/local
 export JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 # Seconds that `make fuzz` spends on each target.
 FUZZ_SECONDS ?= 60
+# Models and texts for `make claims`; without them only the quick claims run.
+CLAIMS_ZOO ?= ../shared/zoo
 # Jobs that `make torture` kills at random moments.
 TORTURE_ROUNDS ?= 200
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build test test-all sanitize asan tsan fuzz test-report torture bench demo install package clean
+.PHONY: help deps build test test-all sanitize asan tsan fuzz test-report torture bench claims demo install package clean
 
 help:  ## show this text
 	@echo 'usage: make TARGET'
@@ -56,6 +58,10 @@ torture: deps  ## kill jobs TORTURE_ROUNDS times, at random moments and at every
 
 bench: deps  ## build and run the benchmarks; results go to build/release/bench
 	@scripts/bench.sh
+
+claims: deps  ## measure what the methods' papers claim, on the models of CLAIMS_ZOO; prints a table and writes docs/claims.md
+	@scripts/build.sh release weft_command
+	@python3 claims/ledger.py build/release/bin/weft --zoo $(CLAIMS_ZOO) --write
 
 demo: deps  ## look at, merge, compare and verify the models of models/
 	@scripts/build.sh release weft_command

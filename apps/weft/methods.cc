@@ -40,7 +40,7 @@ Json method_json(const MethodDescription& method) {
       {"paper", text_or_null(method.paper)},
       {"parameters", Json(std::move(parameters))},
       {"needs", Json(Json::Object{
-                    {"models", Json(method.models)}, {"base", Json(method.base)}, {"calibration", Json(false)}, {"passes", Json(method.passes)}})},
+                    {"models", Json(method.models)}, {"base", Json(method.base)}, {"calibration", Json(method.calibration)}, {"passes", Json(method.passes)}})},
       {"determinism", Json(method.determinism)},
       {"formats", Json(Json::Array{Json("safetensors")})}});
 }

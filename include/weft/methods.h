@@ -27,6 +27,7 @@ struct MethodDescription {
   std::vector<MethodParameter> parameters;
   std::string models;                   ///< "1 or more", "2"
   std::string base;                     ///< "none", "optional", "required", "one of the two"
+  bool calibration = false;             ///< it runs the models on texts
   int passes = 1;
   std::string determinism;              ///< "A", "B", "C"
 };

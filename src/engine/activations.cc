@@ -29,6 +29,7 @@ std::string CalibrationTokens::digest() const {
     hasher.add(std::as_bytes(std::span(&size, 1)));
     hasher.add(std::as_bytes(std::span(sequence)));
   }
+  hasher.add(std::as_bytes(std::span(groups)));
   return to_string(hasher.checksum());
 }
 
@@ -37,9 +38,12 @@ void BlockTap::batch(std::size_t, std::size_t, std::uint64_t) {}
 Activations::Activations(model::Network& network, std::shared_ptr<const CalibrationTokens> tokens, const std::filesystem::path& file)
     : network_(&network), tokens_(std::move(tokens)), hidden_(static_cast<std::size_t>(network.config().hidden)) {
   std::uint64_t token = 0;
+  std::size_t group = 0;
   for (std::size_t s = 0; s < tokens_->sequences.size(); ++s) {
     const std::size_t rows = tokens_->sequences[s].size();
-    if (batches_.empty() || batches_.back().num_rows + rows > kBatchRows) batches_.push_back({s, 0, token, 0});
+    while (group + 1 < tokens_->groups.size() && s >= tokens_->groups[group + 1]) ++group;
+    if (batches_.empty() || batches_.back().num_rows + rows > kBatchRows || batches_.back().group != group)
+      batches_.push_back({s, 0, token, 0, group});
     Batch& batch = batches_.back();
     ++batch.num_sequences;
     batch.num_rows += rows;

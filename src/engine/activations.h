@@ -18,6 +18,9 @@ namespace weft::engine {
 /// What a model is run on so that its activations can be seen. Every token counts as a row.
 struct CalibrationTokens {
   std::vector<std::vector<std::uint32_t>> sequences;
+  /// Sequences of different texts that must not run in one batch, as of several tasks: the number of each group's first one, ascending from 0. Empty:
+  /// all are one group.
+  std::vector<std::size_t> groups = {};
 
   [[nodiscard]] std::uint64_t num_tokens() const noexcept;
   [[nodiscard]] std::size_t longest() const noexcept;
@@ -54,6 +57,7 @@ class Activations {
     std::size_t first_sequence = 0, num_sequences = 0;
     std::uint64_t first_token = 0;
     std::size_t num_rows = 0;
+    std::size_t group = 0;  ///< of CalibrationTokens::groups
   };
   [[nodiscard]] std::span<const Batch> batches() const noexcept { return batches_; }
   /// The rows of one batch, [tokens, hidden].

@@ -117,6 +117,8 @@ constexpr std::string_view kNotePrefix = "weft.note.";
 
 std::shared_ptr<const Checkpoint> hold_tensors(std::vector<MadeTensor> tensors) { return std::make_shared<HeldTensors>(std::move(tensors)); }
 
+LinearMatrix transposed(const LinearMatrix& matrix) { return {matrix.columns, matrix.rows, transposed(matrix.values, matrix.rows, matrix.columns)}; }
+
 fs::path block_pass_folder(const fs::path& output) {
   const fs::path absolute = fs::absolute(output).lexically_normal();
   const fs::path named = absolute.has_filename() ? absolute : absolute.parent_path();
@@ -328,6 +330,13 @@ std::vector<float> Block::run(const Activations::Batch& batch, std::vector<float
   return rows;
 }
 
+void Block::run(const Activations::Batch& batch, const model::BlockWeights& weights, std::span<float> rows, BlockTap* tap) {
+  pass_.changed_->run(batch, static_cast<std::size_t>(layer_), weights, rows, tap);
+}
+
+void Block::advance_with(std::function<const model::BlockWeights&(const Activations::Batch&)> weights) { advance_with_ = std::move(weights); }
+std::uint64_t Block::statistics_budget() const noexcept { return pass_.budget_bytes_; }
+
 void Block::run(BlockTap& tap, Stream stream) {
   activations(stream).run(static_cast<std::size_t>(layer_), weights(stream), Activations::Then::stay, &tap);
 }
@@ -411,6 +420,15 @@ void Block::advance() {
   const auto layer = static_cast<std::size_t>(layer_);
   if (pass_.original_ && !original_advanced_) pass_.original_->run(layer, weights(Stream::original), Activations::Then::advance);
   original_.reset();
+  if (advance_with_) {
+    std::vector<float> rows;
+    for (const Activations::Batch& batch : batches()) {
+      pass_.changed_->read(batch, rows);
+      pass_.changed_->run(batch, layer, advance_with_(batch), rows, nullptr);
+      pass_.changed_->write(batch, rows);
+    }
+    return;
+  }
   if (!advanced_) pass_.changed_->run(layer, weights(Stream::changed), Activations::Then::advance);
 }
 

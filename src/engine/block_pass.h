@@ -53,6 +53,8 @@ struct LinearMatrix {
   std::vector<float> values;          ///< [rows, columns]
 };
 
+[[nodiscard]] LinearMatrix transposed(const LinearMatrix& matrix);
+
 class BlockPass;
 
 /// One block on its way through a BlockPass. Not thread-safe, but run() and statistics() use the network's threads.
@@ -91,6 +93,13 @@ class Block {
   [[nodiscard]] std::vector<float> run(const Activations::Batch& batch, std::vector<float> rows, BlockTap* tap = nullptr,
                                        Stream stream = Stream::changed);
 
+  /// The same with weights of another model of this kind.
+  void run(const Activations::Batch& batch, const model::BlockWeights& weights, std::span<float> rows, BlockTap* tap);
+  /// Weights with which the activations go on behind this block, batch by batch, instead of the block's own.
+  void advance_with(std::function<const model::BlockWeights&(const Activations::Batch&)> weights);
+  /// What is left of the memory budget for statistics.
+  [[nodiscard]] std::uint64_t statistics_budget() const noexcept;
+
   /// Adds a tensor to the result: a changed one under its own name, or an extra one (scales, codes) under a new one. A later one of the same name
   /// replaces it.
   void emit(MadeTensor tensor);
@@ -111,7 +120,8 @@ class Block {
   std::vector<model::BlockTensor> tensors_;
   std::map<std::string, std::vector<float>, std::less<>> changed_;  ///< as stored
   std::unique_ptr<model::BlockWeights> now_, original_;             ///< read when needed
-  bool advanced_ = false, original_advanced_ = false;               ///< the activations are behind this block already
+  std::function<const model::BlockWeights&(const Activations::Batch&)> advance_with_;
+  bool advanced_ = false, original_advanced_ = false;  ///< the activations are behind this block already
   std::map<std::string, MadeTensor, std::less<>> made_;
   std::map<std::string, std::string> notes_;
 };

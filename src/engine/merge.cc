@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "engine/lazy_model.h"
+#include "engine/merge_by_data.h"
 #include "engine/merge_plan.h"
 #include "engine/output_job.h"
 #include "weft/error.h"
@@ -68,6 +69,7 @@ bool is_complete(const fs::path& folder) {
 }  // namespace
 
 JobReport merge_models(std::string_view config_text, const fs::path& config_name, const fs::path& output, const MergeOptions& options) {
+  if (engine::is_merge_by_data(config_text)) return engine::merge_by_data(config_text, config_name, output, options);
   std::vector<std::string> warnings;
   const engine::MergeConfig config = engine::parse_merge_config(config_text, config_name.string(), {.strict = options.strict}, warnings);
   engine::ModelCache models(options.transformers_cache, options.lora_merge_dtype);

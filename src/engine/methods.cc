@@ -2,6 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <optional>
+#include <utility>
+
 #include "merge/method.h"
 #include "weft/error.h"
 
@@ -57,6 +61,27 @@ MethodDescription describe(const merge::Method& m) {
   return d;
 }
 
+/// Methods that run the models: they are no row of the table, whose methods see tensors only.
+MethodDescription regression(std::string name, std::string summary, std::string paper) {
+  MethodDescription d;
+  d.name = std::move(name);
+  d.family = "merge";
+  d.summary = std::move(summary);
+  d.paper = std::move(paper);
+  const auto add = [&d](const char* parameter, const char* type, std::optional<double> default_value, const char* range, const char* help) {
+    d.parameters.push_back({parameter, type, "global", default_value, false, range, help});
+  };
+  add("off_diagonal", "number", 1, "0..1", "factor of second moments off the diagonal");
+  add("samples", "integer", 256, ">= 0", "sequences of each model's text; 0: all");
+  add("length", "integer", 256, ">= 1", "tokens of a sequence");
+  add("exclude", "text", std::nullopt, "", "names of weights that are averaged instead (a regular expression)");
+  d.models = "2 or more";
+  d.base = "none";
+  d.calibration = true;
+  d.determinism = "C";
+  return d;
+}
+
 }  // namespace
 
 std::vector<MethodDescription> list_methods(std::string_view family) {
@@ -65,6 +90,9 @@ std::vector<MethodDescription> list_methods(std::string_view family) {
   }
   std::vector<MethodDescription> all;
   for (const merge::Method& m : merge::methods()) all.push_back(describe(m));
+  all.push_back(regression("regmean", "the linear layers that best reproduce each model's answers to its own inputs", "arXiv:2212.09849"));
+  all.push_back(regression("regmean_plusplus", "the same, on inputs that came through the merged layers before", "arXiv:2508.03121"));
+  std::sort(all.begin(), all.end(), [](const MethodDescription& a, const MethodDescription& b) { return a.name < b.name; });
   return all;
 }
 

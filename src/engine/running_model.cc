@@ -61,7 +61,9 @@ std::optional<Json> ModelFiles::json_file(std::string_view name) const {
   return read_json_file(file);
 }
 
-RunningModel::RunningModel(std::string_view model, const RunOptions& options) : options_(options), files_(open_model_files(model)) {
+RunningModel::RunningModel(std::string_view model, const RunOptions& options) : RunningModel(open_model_files(model), options) {}
+
+RunningModel::RunningModel(ModelFiles files, const RunOptions& options) : options_(options), files_(std::move(files)) {
   network_ = std::make_unique<model::Network>(files_.checkpoint, files_.config,
                                               model::NetworkOptions{.precision = options.precision,
                                                                     .threads = options.threads,

@@ -33,6 +33,7 @@ struct ModelFiles {
 class RunningModel {
  public:
   RunningModel(std::string_view model, const RunOptions& options);
+  RunningModel(ModelFiles files, const RunOptions& options);
 
   [[nodiscard]] model::Network& network() noexcept { return *network_; }
   [[nodiscard]] const model::NetworkConfig& config() const noexcept { return network_->config(); }
