@@ -10,6 +10,7 @@ Command measure_command();
 Command convert_command();
 Command quantize_command();
 Command merge_command();
+Command search_command();
 Command run_command();
 Command layershuffle_command();
 Command edit_command();

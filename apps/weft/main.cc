@@ -159,6 +159,7 @@ std::vector<Command> all_commands() {
       convert_command(),
       quantize_command(),
       merge_command(),
+      search_command(),
       run_command(),
       layershuffle_command(),
       edit_command(),

@@ -19,5 +19,6 @@
 #include "weft/moe.h"
 #include "weft/recipe.h"
 #include "weft/report.h"
+#include "weft/search.h"
 #include "weft/tokens.h"
 #include "weft/version.h"

@@ -145,7 +145,8 @@ struct BlockPass::Folder {
   std::chrono::steady_clock::time_point saved_at = std::chrono::steady_clock::now();
 
   explicit Folder(fs::path where) : path(std::move(where)) {
-    if (path_kind(path) == PathKind::nothing) make_directory(path);
+    std::error_code failed;
+    if (path_kind(path) == PathKind::nothing && !fs::create_directories(path, failed) && failed) throw path_error(failed.value(), "create", path);
     if (path_kind(path) != PathKind::folder)
       throw Error(ErrorCode::invalid_argument, "what finished blocks are to be kept in is no folder", {.file = path.string()}, "remove it");
     lock = SystemCalls::current().open((path / "lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);

@@ -49,14 +49,14 @@ class MergeByData : public ::testing::Test {
     MergeOptions options;
     options.threads = threads;
     (void)merge_models(text, "regmean.yml", folder_ / name, options);
-    return read_all(*open_checkpoint((folder_ / name).string()));
+    return read_all(folder_ / name);
   }
 
   TemporaryFolder folder_;
 };
 
 TEST_F(MergeByData, a_model_with_itself_returns_itself) {
-  const Tensors want = read_all(*open_checkpoint(kModels + "tiny-german"));
+  const Tensors want = read_all(kModels + "tiny-german");
   for (const char* method : {"regmean", "regmean_plusplus"})
     EXPECT_TRUE(merge(config(method, "tiny-german", "tiny-german"), method) == want) << method;
 }
@@ -71,7 +71,7 @@ TEST_F(MergeByData, each_layer_reproduces_answers_better_than_the_mean) {
   const std::vector<std::string> models = {kModels + "tiny-german", kModels + "tiny-python"};
   // Second moments of each model's own activations, gathered apart from the merge.
   std::map<std::string, double> at_merged, at_mean;
-  const std::vector<Tensors> own = {read_all(*open_checkpoint(models[0])), read_all(*open_checkpoint(models[1]))};
+  const std::vector<Tensors> own = {read_all(models[0]), read_all(models[1])};
   for (std::size_t k = 0; k < 2; ++k) {
     RunningModel model(models[k], {});
     const CalibrationData data = read_calibration_text(model,
