@@ -213,6 +213,7 @@ int main(int argc, char** argv) {
              weft::simd_target(), o.threads, gigabytes, o.dir.string(), o.rounds, o.sync ? ", the loop fsyncs" : "");
   fmt::print("{:22} {:>6} {:>8} {:>8} {:>8} {:>8} {:>8} {:>9} {:>9} {:>9}\n", "method", "inputs", "loop s", "weft s", "ratio", "user s", "system s", "GB/s", "of limit", "peak MiB");
   for (const weft::MethodDescription& m : weft::list_methods("merge")) {
+    if (m.calibration) continue;  // it runs the models: see calibrate_bench
     if (!o.methods.empty() && o.methods.find("," + m.name + ",") == std::string::npos) continue;
     const fs::path config = o.dir / "config.yml";
     const weft::testing::MethodConfig plain = weft::testing::plain_config(m, {models[0].string(), models[1].string(), models[2].string(), models[3].string()});

@@ -89,8 +89,8 @@ void Activations::write(const Batch& batch, std::span<const float> rows) {
     file_.write(batch.first_token * hidden_ * sizeof(float), std::as_bytes(rows));
 }
 
-void Activations::embed() {
-  for (const Batch& batch : batches_) write(batch, network_->embed(chunks(batch), batch.first_sequence));
+void Activations::embed(const std::function<model::Network&(const Batch&)>& with) {
+  for (const Batch& batch : batches_) write(batch, (with ? with(batch) : *network_).embed(chunks(batch), batch.first_sequence));
 }
 
 void Activations::run(const Batch& batch, std::size_t layer, const model::BlockWeights& weights, std::span<float> rows, BlockTap* tap) {

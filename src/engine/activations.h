@@ -50,9 +50,6 @@ class Activations {
   [[nodiscard]] std::uint64_t size_bytes() const noexcept;
   [[nodiscard]] bool is_resident() const noexcept { return !file_.is_open(); }
 
-  /// What the first block reads.
-  void embed();
-
   struct Batch {
     std::size_t first_sequence = 0, num_sequences = 0;
     std::uint64_t first_token = 0;
@@ -60,6 +57,10 @@ class Activations {
     std::size_t group = 0;  ///< of CalibrationTokens::groups
   };
   [[nodiscard]] std::span<const Batch> batches() const noexcept { return batches_; }
+
+  /// What the first block reads. with: another model of this kind to embed a batch; empty: the model itself.
+  void embed(const std::function<model::Network&(const Batch&)>& with = {});
+
   /// The rows of one batch, [tokens, hidden].
   void read(const Batch& batch, std::vector<float>& out) const;
   void write(const Batch& batch, std::span<const float> rows);

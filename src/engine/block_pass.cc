@@ -519,7 +519,7 @@ BlockPassResult BlockPass::run(const std::function<void(Block&)>& visit) {
     changed_->load(folder_->path / activations_name(first - 1, false));
     if (original_) original_->load(folder_->path / activations_name(first - 1, true));
   } else {
-    changed_->embed();
+    changed_->embed(options_.embed_with);
     if (original_) original_->embed();
   }
 

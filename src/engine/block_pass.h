@@ -35,6 +35,8 @@ struct MadeTensor {
 struct BlockPassOptions : RunOptions {
   /// Keep also the activations that the unchanged model has, beside those behind the blocks as they were changed.
   bool two_streams = false;
+  /// Another model of this kind that embeds a batch of the changed stream; empty: the model itself.
+  std::function<model::Network&(const Activations::Batch&)> embed_with;
   /// A folder (made when it is missing) in which finished blocks are kept, so that the same pass goes on where it was stopped. Activations that do
   /// not fit the memory lie there too. The caller removes it once the results are where they belong. Empty: results stay in memory, and nothing is
   /// kept.

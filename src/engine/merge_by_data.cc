@@ -230,6 +230,8 @@ class Regression {
     static_cast<RunOptions&>(options) = run_options_;
     options.folder = folder;
     options.ingredients = {text};
+    // What reaches a model's own layers begins with its own embedding.
+    if (!config_.plusplus) options.embed_with = [this](const Activations::Batch& batch) -> model::Network& { return *models_[batch.group]; };
     for (const auto& checkpoint : checkpoints_) options.ingredients.push_back(model_ingredient(checkpoint->path().string(), *checkpoint));
     BlockPass pass(*merged_, std::move(tokens), options);
     return pass.run([this](Block& block) { visit(block); });

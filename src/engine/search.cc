@@ -36,8 +36,8 @@ namespace weft {
 namespace {
 
 namespace fs = std::filesystem;
-using engine::yaml::Kind;
-using engine::yaml::Node;
+using yaml::Kind;
+using yaml::Node;
 
 constexpr std::uint64_t kMaxTextBytes = std::uint64_t{1} << 30;
 constexpr std::uint64_t kMaxEvaluations = 1'000'000;
@@ -83,7 +83,7 @@ Json as_json(const Node& node) {
     }
     case Kind::mapping: {
       Json::Object members;
-      for (const engine::yaml::Member& member : node.members) members.emplace_back(member.key.text, as_json(member.value));
+      for (const yaml::Member& member : node.members) members.emplace_back(member.key.text, as_json(member.value));
       return {std::move(members)};
     }
   }
@@ -95,7 +95,7 @@ class RecipeReader {
   explicit RecipeReader(const fs::path& file) : file_(file) {}
 
   Recipe read(std::string_view text) {
-    const auto documents = engine::yaml::parse(text, file_.string());
+    const auto documents = yaml::parse(text, file_.string());
     if (documents.size() != 1 || documents.front().root.kind != Kind::mapping)
       throw Error(ErrorCode::invalid_argument, "a search recipe is one merge config with a section 'search'", {.file = file_.string()}, kForm);
     const Node& root = documents.front().root;
@@ -104,9 +104,11 @@ class RecipeReader {
     Recipe recipe;
     recipe.config = as_json(root);
     recipe.config.erase("search");
-    for (const engine::yaml::Member& member : section->members) read_key(member.key, member.value, recipe);
+    for (const yaml::Member& member : section->members) read_key(member.key, member.value, recipe);
     if (recipe.rule.empty()) refuse(*section, "'rule' is missing");
     if (recipe.texts.empty()) refuse(*section, "'text' is missing: what a candidate's loss is measured on");
+    for (const char* key : {"tokenizer", "tokenizer_source"})
+      if (recipe.config.find(key) != nullptr) refuse(root, fmt::format("'{}' has no place here: a search keeps the models' own tokenizer", key));
     const Json* models = recipe.config.find("models");
     if (models != nullptr && models->array() != nullptr) recipe.num_models = models->array()->size();
     if (recipe.rule == "lcsc") {
@@ -188,7 +190,7 @@ class RecipeReader {
   [[nodiscard]] Wanted read_wanted(const Node& node) const {
     Wanted wanted;
     bool has_start = false;
-    for (const engine::yaml::Member& member : node.members) {
+    for (const yaml::Member& member : node.members) {
       const std::string& key = member.key.text;
       const Node& value = member.value;
       if (key == "name") {
@@ -310,6 +312,7 @@ class Evaluator {
       for (const auto& window : *windows) hasher.add(std::as_bytes(std::span(window)));
     all += to_string(hasher.checksum());
     const fs::path name = fs::absolute(output_).lexically_normal();
+    make_parents(name);
     log_ = std::make_unique<Log>(name.parent_path() / fmt::format(".{}.weft-search", name.filename().string()), to_string(checksum_of(all)));
   }
 

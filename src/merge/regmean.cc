@@ -69,11 +69,14 @@ RegMean::RegMean(std::span<const Inputs> models, std::size_t columns, double off
     ridged_ = true;
     // Rounding in the sums themselves may ask for more than the first step.
     double ridge = kRidge * mean;
-    do {
+    for (;; ridge *= 10) {
       factor_ = sum;
       for (std::size_t i = 0; i < columns; ++i) factor_[i * columns + i] += ridge;
-      ridge *= 10;
-    } while (!(factor_lower(factor_, columns) > 0));
+      if (factor_lower(factor_, columns) > 0) break;
+    }
+    // Shared out among the models, so that directions which no input reaches become the mean of the weights there, not zero.
+    for (std::vector<double>& own : moments_)
+      for (std::size_t i = 0; i < columns; ++i) own[i * columns + i] += ridge / static_cast<double>(moments_.size());
   }
 }
 

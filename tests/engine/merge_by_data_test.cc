@@ -30,12 +30,21 @@ const std::string kModels = WEFT_SOURCE_DIR "/models/";
 class MergeByData : public ::testing::Test {
  protected:
   MergeByData() {
+    // Varied, so that the texts reach many directions.
     std::string a, b;
-    for (int i = 0; i < 400; ++i) {
-      a += i % 5 == 0 ? "Der Mann ging in das Haus. " : "und es war gut, dass er sprach ";
-      b += i % 3 == 0 ? "def f(x):\n    return x + 1\n" : "for i in range(10):\n    print(i)\n";
-      if (i % 11 == 0) a += std::to_string(i * 7919);
-      if (i % 13 == 0) b += std::to_string(i * 6007);
+    std::uint32_t state = 1;
+    const auto next = [&state](std::uint32_t n) {
+      state = state * 1664525U + 1013904223U;
+      return (state >> 8) % n;
+    };
+    const char* german[] = {"der", "Mann", "ging", "und", "es", "war", "gut", "dass", "er", "Haus", "sprach", "nicht", "Zeit", "in", "das", "mit"};
+    const char* python[] = {"def ",    "return ", "self.", "for ", "in ", "import ", "print(", ")\n",
+                            ":\n    ", " = ",     "if ",   "None", "[",   "]",       "'",      "x"};
+    for (int i = 0; i < 2500; ++i) {
+      a += next(3) == 0 ? std::string(1 + next(6), static_cast<char>('a' + next(26))) : german[next(16)];
+      a += next(9) == 0 ? ". " : " ";
+      b += python[next(16)];
+      if (next(3) == 0) b += static_cast<char>(33 + next(90));
     }
     write_file(folder_ / "a.txt", a);
     write_file(folder_ / "b.txt", b);
@@ -61,7 +70,7 @@ TEST_F(MergeByData, a_model_with_itself_returns_itself) {
     EXPECT_TRUE(merge(config(method, "tiny-german", "tiny-german"), method) == want) << method;
 }
 
-TEST_F(MergeByData, threads_and_being_stopped_change_nothing) {
+TEST_F(MergeByData, threads_change_nothing) {
   const std::string text = config("regmean_plusplus", "tiny-german", "tiny-python");
   EXPECT_TRUE(merge(text, "one", 1) == merge(text, "three", 3));
 }

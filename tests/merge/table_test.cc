@@ -8,6 +8,7 @@
 #include <string>
 
 #include "merge/method.h"
+#include "weft/methods.h"
 
 // What must hold for every row of the method table, whatever it computes.
 namespace weft::merge {
@@ -99,9 +100,12 @@ TEST(MethodTable, every_row_has_a_page_with_the_fixed_headings_and_an_example_of
   }
 }
 
-TEST(MethodTable, every_page_belongs_to_a_row) {
+TEST(MethodTable, every_page_belongs_to_a_row_or_a_method_that_runs_the_models) {
+  std::set<std::string> by_data;
+  for (const MethodDescription& method : list_methods("merge"))
+    if (method.calibration) by_data.insert(method.name);
   for (const auto& entry : std::filesystem::directory_iterator(std::filesystem::path(WEFT_SOURCE_DIR) / "docs" / "methods"))
-    EXPECT_NE(find_method(entry.path().stem().string()), nullptr) << entry.path();
+    EXPECT_TRUE(find_method(entry.path().stem().string()) != nullptr || by_data.contains(entry.path().stem().string())) << entry.path();
 }
 
 TEST(MethodTable, every_row_is_named_in_a_test_of_its_own) {
