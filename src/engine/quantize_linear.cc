@@ -17,7 +17,10 @@
 #include "base/file.h"
 #include "base/text.h"
 #include "base/threads.h"
+#include "checkpoint/output.h"
 #include "checkpoint/quantized_view.h"
+#include "checkpoint/safetensors.h"
+#include "checkpoint/tensor_view.h"
 #include "codec/packed_linear.h"
 #include "edit/pattern.h"
 #include "engine/block_pass.h"
@@ -562,15 +565,31 @@ class LinearJob {
 
   std::shared_ptr<const Checkpoint> round_all() {
     std::vector<std::vector<MadeTensor>> made(targets_.size());
+    std::vector<std::shared_ptr<const Checkpoint>> spooled(targets_.size());
     std::vector<Layer> layers(targets_.size());
     std::atomic<std::size_t> next = 0;
     std::mutex told;
+    // What is made waits in memory until it is written in the output's order; where it is too much for that, in files.
+    MemoryBudget budget(options_.memory_bytes);
+    std::uint64_t packed_bytes = 0;
+    for (const Target& target : targets_)
+      packed_bytes +=
+          static_cast<std::uint64_t>(target.rows) * static_cast<std::uint64_t>(target.columns) * static_cast<std::uint64_t>(target.bits + 1) / 8;
+    const bool spools = packed_bytes > budget.limit_bytes() / 4;
+    if (spools) {
+      spool_.path = block_pass_folder(output_);
+      fs::create_directories(spool_.path);
+    }
     WorkerPool pool(std::max(1, options_.threads == 0 ? usable_cores() : options_.threads));
     pool.run([&](int) {
       for (std::size_t i = next++; i < targets_.size(); i = next++) {
         if (options_.cancel != nullptr && options_.cancel->load()) throw Error(ErrorCode::interrupted, "quantizing was interrupted");
         if (pool.stop_token().stop_requested()) return;
         const Target& target = targets_[i];
+        // Values, what is left of them and of the codes, twice in float32 each; what is packed and its check.
+        constexpr std::uint64_t kBytesAWeight = 20;
+        const MemoryBudget::Share share = budget.acquire(
+            kBytesAWeight * static_cast<std::uint64_t>(target.rows) * static_cast<std::uint64_t>(target.columns), "quantizing a layer");
         const std::vector<float> values = read_values(target);
         std::optional<QuantizedLinear> solved;
         if (plan_.exact || plan_.lorc) {
@@ -589,14 +608,36 @@ class LinearJob {
         layers[i] = describe(target, result.parts, whole > 0 ? lost / whole : 0, options_.method);
         for (StoredTensor& part : result.parts)
           made[i].push_back({fmt::format("{}.{}", target.module, part.name), part.dtype, std::move(part.shape), std::move(part.bytes)});
+        if (spools) {
+          spooled[i] = spool(made[i], i);
+          made[i].clear();
+        }
         const std::lock_guard lock(told);
         if (options_.on_layer) options_.on_layer(layers[i]);
       }
     });
     layers_ = std::move(layers);
+    if (spools) {
+      std::vector<NamedTensor> tensors;
+      for (const std::shared_ptr<const Checkpoint>& file : spooled)
+        for (const TensorInfo& tensor : file->tensors()) tensors.push_back({{file, &tensor}, tensor.name});
+      return select_tensors(tensors, *spooled.front());
+    }
     std::vector<MadeTensor> all;
     for (std::vector<MadeTensor>& part : made) std::move(part.begin(), part.end(), std::back_inserter(all));
     return hold_tensors(std::move(all));
+  }
+
+  /// To a file of its own.
+  std::shared_ptr<const Checkpoint> spool(const std::vector<MadeTensor>& tensors, std::size_t number) const {
+    std::vector<TensorSpec> specs;
+    for (const MadeTensor& tensor : tensors) specs.push_back({tensor.name, tensor.dtype, tensor.shape});
+    const fs::path file = spool_.path / fmt::format("{}.safetensors", number);
+    OutputFile out(file, Existing::replace);
+    out.create_files(plan_safetensors(specs, 0, {}));
+    for (std::size_t i = 0; i < tensors.size(); ++i) out.write_tensor(i, 0, tensors[i].bytes);
+    out.commit();
+    return open_safetensors_file(file, file);
   }
 
   static std::vector<float> read_values(const Target& target) {
@@ -909,7 +950,8 @@ class LinearJob {
       if (own.empty()) throw Error(ErrorCode::internal, fmt::format("nothing was made for '{}'", printable(part.name)));
     }
     lazy_.parts.tensors = std::move(parts);
-    lazy_.inputs.push_back(made);
+    // Files that are made anew by every run are no input: a job that was stopped must know itself again.
+    if (spool_.path.empty()) lazy_.inputs.push_back(made);
   }
 
   [[nodiscard]] Json quantization_config(int bits, std::int64_t group) const {
@@ -1064,6 +1106,19 @@ class LinearJob {
             {"the calibration text", tokens_ != nullptr ? tokens_->digest() : "none"}};
   }
 
+  /// Files that are gone when the job is.
+  struct Spool {
+    fs::path path;
+    Spool() = default;
+    Spool(const Spool&) = delete;
+    Spool& operator=(const Spool&) = delete;
+    ~Spool() {
+      std::error_code ignored;
+      if (!path.empty()) fs::remove_all(path, ignored);
+    }
+  };
+
+  Spool spool_;  // before all that reads from it
   const LinearQuantizeOptions& options_;
   Plan plan_;
   LazyModel lazy_;

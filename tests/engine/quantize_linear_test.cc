@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cmath>
 #include <map>
 
@@ -150,12 +151,12 @@ TEST(QuantizeLinear, making_errors_good_loses_less_of_the_outputs_than_rounding)
   const TemporaryFolder folder;
   std::map<std::string, std::map<std::string, double>> losses;
   std::map<std::string, double> drifts;
-  for (const char* method : {"rtn", "gptq", "gptaq", "clip+rtn", "awq+gptq"}) {
+  for (const char* method : {"rtn", "gptq", "gptaq", "awq"}) {
     LinearQuantizeOptions options;
     options.method = method;
     options.format = "gptq_v2";
     options.bits = 3;
-    options.tokens = some_tokens(12, 64);
+    options.tokens = some_tokens(10, 64);
     const fs::path output = folder / method;
     const LinearQuantizeReport report = quantize_linear(kModel, output, options);
     ASSERT_EQ(report.layers.size(), 14u);
@@ -166,11 +167,10 @@ TEST(QuantizeLinear, making_errors_good_loses_less_of_the_outputs_than_rounding)
   for (const auto& [name, loss] : losses["rtn"]) {
     EXPECT_GT(loss, 0);
     EXPECT_LT(losses["gptq"][name], loss) << name;
-    EXPECT_LE(losses["clip+rtn"][name], 1.05 * loss) << name;
   }
   EXPECT_LT(drifts["gptq"], drifts["rtn"]);
   EXPECT_LT(drifts["gptaq"], drifts["rtn"]);
-  EXPECT_LT(drifts["awq+gptq"], drifts["rtn"]);
+  EXPECT_LT(drifts["awq"], drifts["rtn"]);
 }
 
 TEST(QuantizeLinear, scales_that_are_folded_leave_the_function_alone) {
@@ -200,7 +200,7 @@ TEST(QuantizeLinear, what_is_added_to_the_codes_gives_back_most_of_what_they_los
     options.bits = 3;
     options.group = 64;
     options.exact = 0.01;
-    if (std::string(method).find("gptq") != std::string::npos) options.tokens = some_tokens(12, 64);
+    if (std::string(method).find("gptq") != std::string::npos) options.tokens = some_tokens(10, 64);
     const LinearQuantizeReport report = quantize_linear(kModel, folder / method, options);
     loss[method] = relative(logits_of(kModel), logits_of((folder / method).string()));
     bits[method] = report.linear_bits;
@@ -210,6 +210,50 @@ TEST(QuantizeLinear, what_is_added_to_the_codes_gives_back_most_of_what_they_los
   EXPECT_LT(loss["exact+gptq+lorc"], loss["rtn"]);
   EXPECT_GT(bits["rtn+lorc"], bits["rtn"] + 0.4);
   EXPECT_NEAR(bits["hqq"], bits["rtn"], 1e-9);
+}
+
+TEST(QuantizeLinear, a_small_memory_changes_no_byte_and_leaves_nothing_behind) {
+  const TemporaryFolder folder;
+  LinearQuantizeOptions options;
+  options.threads = 3;
+  static_cast<void>(quantize_linear(kModel, folder / "large", options));
+  options.memory_bytes = std::uint64_t{600} << 10;
+  EXPECT_WEFT_ERROR(quantize_linear(kModel, folder / "small", options), out_of_memory, "quantizing a layer");
+  options.memory_bytes = std::uint64_t{1100} << 10;
+  EXPECT_WEFT_ERROR(quantize_linear(kModel, folder / "small", options), out_of_memory, "quantizing a layer");
+  options.memory_bytes = std::uint64_t{3} << 20;
+  options.group = 0;
+  options.bits = 8;
+  options.threads = 1;
+  static_cast<void>(quantize_linear(kModel, folder / "small", options));
+  options.memory_bytes = 0;
+  options.threads = 2;
+  static_cast<void>(quantize_linear(kModel, folder / "again", options));
+  EXPECT_EQ(testing::read_file(folder / "small/model.safetensors"), testing::read_file(folder / "again/model.safetensors"));
+  for (const std::string& name : testing::tree(folder.path())) EXPECT_FALSE(name.starts_with(".")) << name;
+}
+
+TEST(QuantizeLinear, a_job_that_was_stopped_goes_on_behind_the_blocks_that_it_had_finished) {
+  const TemporaryFolder folder;
+  LinearQuantizeOptions options;
+  options.method = "gptq";
+  options.tokens = some_tokens(6, 64);
+  options.journal_seconds = 0;
+  static_cast<void>(quantize_linear(kModel, folder / "whole", options));
+  std::atomic<bool> cancel = false;
+  options.cancel = &cancel;
+  std::size_t num_layers = 0;
+  options.on_layer = [&](const LinearQuantizeOptions::Layer&) { cancel = ++num_layers > 8; };
+  EXPECT_WEFT_ERROR(quantize_linear(kModel, folder / "stopped", options), interrupted, "interrupted");
+  EXPECT_FALSE(fs::exists(folder / "stopped"));
+  cancel = false;
+  num_layers = 0;
+  options.on_layer = [&](const LinearQuantizeOptions::Layer&) { ++num_layers; };
+  const LinearQuantizeReport report = quantize_linear(kModel, folder / "stopped", options);
+  EXPECT_EQ(num_layers, 7u) << "the second of two blocks";
+  EXPECT_EQ(report.layers.size(), 14u);
+  EXPECT_EQ(testing::read_file(folder / "stopped/model.safetensors"), testing::read_file(folder / "whole/model.safetensors"));
+  for (const std::string& name : testing::tree(folder.path())) EXPECT_FALSE(name.starts_with(".")) << name;
 }
 
 TEST(QuantizeLinear, rules_keep_layers_or_give_them_a_width_of_their_own) {
