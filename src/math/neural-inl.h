@@ -10,7 +10,6 @@
 #include <cstdint>
 #include <cstring>
 
-#include "hwy/cache_control.h"
 #include "hwy/contrib/math/math-inl.h"
 #include "math/simd-inl.h"
 
@@ -83,23 +82,15 @@ HWY_INLINE void RowBlock(const std::uint8_t* weights, std::size_t columns, const
   VF sums[kRows][kTokens];
   for (std::size_t r = 0; r < kRows; ++r)
     for (std::size_t t = 0; t < kTokens; ++t) sums[r][t] = hn::Zero(d);
-  const auto step = [&](std::size_t k) HWY_ATTR {
+  std::size_t k = 0;
+  for (; k + kFloats <= columns; k += kFloats) {
     VF inputs[kTokens];
     for (std::size_t t = 0; t < kTokens; ++t) inputs[t] = hn::LoadU(d, x + t * x_stride + k);
     for (std::size_t r = 0; r < kRows; ++r) {
       const VF w = Stored::Load(d, weights + r * row_bytes + k * Stored::kBytes);
       for (std::size_t t = 0; t < kTokens; ++t) sums[r][t] = hn::MulAdd(w, inputs[t], sums[r][t]);
     }
-  };
-  std::size_t k = 0;
-  // A cache line of each row at a time, and another asked for: what the CPU asks for by itself is not enough to keep memory busy.
-  constexpr std::size_t kLine = 64 / Stored::kBytes, kAhead = 1024;
-  if constexpr (kLine >= kFloats)
-    for (; k + kLine <= columns; k += kLine) {
-      for (std::size_t r = 0; r < kRows; ++r) hwy::Prefetch(weights + r * row_bytes + k * Stored::kBytes + kAhead);
-      for (std::size_t part = 0; part < kLine; part += kFloats) step(k + part);
-    }
-  for (; k + kFloats <= columns; k += kFloats) step(k);
+  }
   if (k < columns)
     for (std::size_t r = 0; r < kRows; ++r) {
       const VF w = LoadTail<Stored>(d, weights + r * row_bytes + k * Stored::kBytes, columns - k);
