@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "base/text.h"
+#include "codec/better_blocks.h"
 #include "weft/error.h"
 
 namespace weft::engine {
@@ -64,7 +65,10 @@ void encode_rows(const GgufTensorSpec& tensor, const Encoding& encoding, std::si
       const std::uint64_t matrix = std::min(encoding.num_matrices - 1, (first_element / row_length + row) / rows_per_matrix);
       metric.column_weights = std::span(*encoding.column_weights).subspan(static_cast<std::size_t>(matrix) * row_length, row_length);
     }
-    codec.encode_row(own, metric, out);
+    if (encoding.better)
+      codec::encode_row_better(codec, own, metric, out);
+    else
+      codec.encode_row(own, metric, out);
     const bool may_overflow = !(largest_magnitude(own) < kSafeMagnitude);
     if (errors == nullptr && !may_overflow) continue;
     decoded.resize(row_length);

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "checkpoint/json.h"
+#include "codec/better_blocks.h"
 #include "math/convert.h"
 #include "math/targets.h"
 #include "support/golden.h"
@@ -165,6 +166,56 @@ TEST(BlockCodecs, the_check_values_encode_to_the_reference_s_bytes_in_every_type
     ++count;
   }
   EXPECT_EQ(count, 47);
+}
+
+double weighted_error(const BlockCodec& codec, std::span<const std::uint8_t> blocks, std::span<const float> x, std::span<const float> weights) {
+  const std::vector<float> y = decoded(codec, blocks);
+  double error = 0;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const double difference = static_cast<double>(y[i]) - static_cast<double>(x[i]);
+    error += (weights.empty() ? 1.0 : static_cast<double>(weights[i % weights.size()])) * difference * difference;
+  }
+  return error;
+}
+
+TEST(BetterBlocks, every_type_gets_a_smaller_weighted_error_in_the_same_bytes_and_no_block_a_larger_one) {
+  const CheckValues values = check_values();
+  for (const BlockCodec& codec : block_codecs()) {
+    if (codec.encode_row == nullptr) continue;
+    for (const bool weighted : {false, true}) {
+      const std::span<const float> weights = weighted ? std::span<const float>(values.weights) : std::span<const float>();
+      const std::vector<std::uint8_t> plain = encoded(codec, values.x, 512, weights);
+      std::vector<std::uint8_t> better(plain.size());
+      for (std::size_t row = 0; row < 2; ++row)
+        encode_row_better(codec, std::span(values.x).subspan(512 * row, 512), {weights}, better.data() + row * better.size() / 2);
+      const double before = weighted_error(codec, plain, values.x, weights), after = weighted_error(codec, better, values.x, weights);
+      // One bit, all values alike: the mean magnitude is the best there is.
+      if (codec.name == "Q1_0" && !weighted)
+        EXPECT_EQ(after, before);
+      else
+        EXPECT_LT(after, before) << codec.name << (weighted ? ", weighted" : "");
+      RecordProperty(std::string(codec.name) + (weighted ? "_weighted" : "_plain"), std::to_string(after / before));
+      for (std::size_t b = 0; b < plain.size() / codec.block_bytes; ++b) {
+        const std::span<const float> x = std::span(values.x).subspan(b * codec.block_elements, codec.block_elements);
+        const std::span<const float> own = weighted ? weights.subspan(b * codec.block_elements % 512, codec.block_elements) : weights;
+        const auto block = [&](const std::vector<std::uint8_t>& all) { return std::span(all).subspan(b * codec.block_bytes, codec.block_bytes); };
+        EXPECT_LE(weighted_error(codec, block(better), x, own), weighted_error(codec, block(plain), x, own)) << codec.name << " block " << b;
+      }
+    }
+  }
+}
+
+TEST(BetterBlocks, zeros_beside_values_stay_zero_enough_where_the_reference_misplaces_its_codes) {
+  std::vector<float> x(256);
+  for (std::size_t i = 64; i < 256; ++i) x[i] = check_values().x[i];
+  const BlockCodec& codec = *find_block_codec("IQ3_S");
+  std::vector<std::uint8_t> plain(codec.block_bytes), better(codec.block_bytes);
+  codec.encode_row(x, {}, plain.data());
+  encode_row_better(codec, x, {}, better.data());
+  double squares = 0;
+  for (const float value : x) squares += static_cast<double>(value) * static_cast<double>(value);
+  EXPECT_GT(weighted_error(codec, plain, x, {}), 0.5 * squares);
+  EXPECT_LT(weighted_error(codec, better, x, {}), 0.05 * squares);
 }
 
 /// Whatever values come, an encoder writes its own bytes and nothing else, and ends.
