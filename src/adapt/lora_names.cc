@@ -63,6 +63,45 @@ Values values_in(const Checkpoint& checkpoint, const TensorInfo& tensor) {
   return out;
 }
 
+/// What of a name says which of several models it belongs to; empty: nothing.
+std::string_view prefix_of(std::string_view name) {
+  for (const std::string_view prefix : kPrefixes)
+    if (name.starts_with(prefix)) return prefix;
+  return {};
+}
+
+/// A file may hold adapters of several models, such as a UNet and a text encoder. PEFT keeps one for each, so all but those of the model at hand go.
+void keep_one_model(const std::filesystem::path& file, std::span<const std::string> modules,
+                    const std::map<std::string, std::vector<std::string>>& by_kohya_name, std::map<std::string, Parts>& found,
+                    std::vector<std::string>& warnings) {
+  std::map<std::string_view, std::size_t> fits;
+  const std::set<std::string> known(modules.begin(), modules.end());
+  for (const auto& [name, parts] : found) {
+    const std::string_view prefix = prefix_of(name);
+    if (prefix.empty() || prefix == "base_model.model.") continue;
+    const std::string rest = name.substr(prefix.size());
+    fits[prefix] += known.contains(rest) || by_kohya_name.contains(rest) ? 1 : 0;
+  }
+  if (fits.size() < 2) return;
+  const auto fitting = std::count_if(fits.begin(), fits.end(), [](const auto& one) { return one.second > 0; });
+  std::string names;
+  for (const auto& [prefix, count] : fits) names += fmt::format("{}'{}'", names.empty() ? "" : ", ", prefix);
+  if (fitting != 1)
+    throw bad(ErrorCode::unsupported, file,
+              fmt::format("the file holds adapters of several models ({}), and PEFT keeps one for each{}", names,
+                          fitting > 1       ? ": more than one of them fits the model"
+                          : modules.empty() ? ""
+                                            : ": none of them fits the model"),
+              {},
+              fmt::format("{}take the file apart: weft edit FILE OUT.safetensors --keep '^{}'",
+                          modules.empty() ? "name one of the models with --base, or " : "", fits.begin()->first));
+  const std::string_view kept = std::find_if(fits.begin(), fits.end(), [](const auto& one) { return one.second > 0; })->first;
+  const std::size_t dropped =
+      std::erase_if(found, [&](const auto& one) { return fits.contains(prefix_of(one.first)) && prefix_of(one.first) != kept; });
+  warnings.push_back(
+      fmt::format("the file holds adapters of several models ({}); {} modules that do not begin with '{}' were left out", names, dropped, kept));
+}
+
 }  // namespace
 
 Lora read_named_lora(const std::filesystem::path& file, std::span<const std::string> modules, const std::string& base_name,
@@ -85,17 +124,16 @@ Lora read_named_lora(const std::filesystem::path& file, std::span<const std::str
   std::map<std::string, std::vector<std::string>> by_kohya_name;
   for (const std::string& module : modules) by_kohya_name[with_underscores(module)].push_back(module);
 
+  keep_one_model(file, modules, by_kohya_name, found, warnings);
+
   Lora lora;
   std::set<std::string> leaves, prefixes;
   for (const auto& [written, parts] : found) {
     if (!parts.a || !parts.b) throw bad(ErrorCode::corrupt, file, fmt::format("'{}' has only one of its two matrices", printable(written)));
     std::string name = written;
-    for (const std::string_view prefix : kPrefixes)
-      if (name.starts_with(prefix)) {
-        name.erase(0, prefix.size());
-        if (prefix != "base_model.model.") prefixes.emplace(prefix);
-        break;
-      }
+    const std::string_view prefix = prefix_of(written);
+    name.erase(0, prefix.size());
+    if (!prefix.empty() && prefix != "base_model.model.") prefixes.emplace(prefix);
     // Kohya's names have no dots left; a model's names tell where they were.
     if (name.find('.') == std::string::npos && name.find('_') != std::string::npos) {
       const auto known = by_kohya_name.find(name);
@@ -125,9 +163,6 @@ Lora read_named_lora(const std::filesystem::path& file, std::span<const std::str
     lora.modules.push_back(std::move(module));
   }
   if (lora.modules.empty()) throw bad(ErrorCode::corrupt, file, "the file holds no tensors");
-  if (prefixes.size() > 1)
-    throw bad(ErrorCode::unsupported, file, "the file holds adapters of several models (such as a UNet and a text encoder)", {},
-              "PEFT keeps one adapter for each model; take the file apart first");
   for (const std::string& prefix : prefixes) warnings.push_back(fmt::format("names were '{}...'; the model's own names have no such prefix", prefix));
   Json::Array targets;
   for (const std::string& leaf : leaves) targets.emplace_back(leaf);

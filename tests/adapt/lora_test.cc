@@ -164,6 +164,30 @@ TEST(StoreLora, every_module_keeps_its_scale) {
   }
 }
 
+TEST(NamedLora, of_a_file_for_several_models_those_parts_are_taken_that_fit_the_one_at_hand) {
+  const TemporaryFolder folder;
+  std::vector<testing::StoredTensor> tensors;
+  const auto add = [&](const std::string& module) {
+    for (const char* part : {".lora_down.weight", ".lora_up.weight"}) tensors.push_back({module + part, "F32", {1, 1}, testing::bytes_of<float>({2})});
+  };
+  add("lora_unet_down_blocks_0_to_q");
+  add("lora_te1_text_model_q_proj");
+  add("lora_te2_text_model_q_proj");
+  write_file(folder / "x.safetensors", testing::safetensors_of_types(tensors));
+  const auto read = [&](const std::vector<std::string>& modules, std::vector<std::string>& warnings) {
+    return read_named_lora(folder / "x.safetensors", modules, "base", warnings);
+  };
+  std::vector<std::string> warnings;
+  const Lora lora = read({"down_blocks.0.to_q"}, warnings);
+  ASSERT_EQ(lora.modules.size(), 1u);
+  EXPECT_EQ(lora.modules[0].name, "down_blocks.0.to_q");
+  ASSERT_FALSE(warnings.empty());
+  EXPECT_NE(warnings.front().find("2 modules that do not begin with 'lora_unet_' were left out"), std::string::npos);
+  EXPECT_WEFT_ERROR(read({"text_model.q_proj"}, warnings), unsupported, "more than one of them fits the model");
+  EXPECT_WEFT_ERROR(read({"nothing.of.it"}, warnings), unsupported, "none of them fits the model");
+  EXPECT_WEFT_ERROR(read({}, warnings), unsupported, "name one of the models with --base, or take the file apart: weft edit FILE OUT.safetensors --keep '^lora_");
+}
+
 TEST(NamedLora, names_go_there_and_back) {
   Lora lora = lora_of(1, 2, 0.5);
   lora.modules[0].name = "down_blocks.0.attentions.0.to_q";
