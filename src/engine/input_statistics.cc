@@ -19,6 +19,8 @@ using model::Role;
 
 /// Rows gathered before they are summed: several tiles, so that a tile of float64 sums is read and written once for them. Experts see few rows.
 constexpr std::size_t kBufferRows = 4 * RowProducts::kRows;
+/// Elements whose loop has a fixed length, so that the compiler makes vectors of it.
+constexpr std::size_t kLanes = 16;
 /// Columns summed together.
 constexpr std::size_t kColumns = 64;
 
@@ -98,7 +100,7 @@ RowProducts::RowProducts(std::size_t a_columns, std::size_t b_columns, bool symm
     : a_columns_(a_columns),
       b_columns_(b_columns),
       symmetric_(symmetric),
-      tile_(std::max(a_columns, b_columns) <= 1024 ? 128 : 256),  // small ones still make enough tiles for several threads
+      tile_(std::max(a_columns, b_columns) <= 512 ? 128 : 256),  // small ones still make enough tiles for several threads
       sums_(a_columns * b_columns, 0.0) {}
 
 void RowProducts::add(const float* a, std::size_t a_stride, const float* b, std::size_t b_stride, std::size_t rows, ThreadTeam& team) {
@@ -116,7 +118,10 @@ void RowProducts::add(const float* a, std::size_t a_stride, const float* b, std:
       for (std::size_t y = 0; y < m; ++y) {
         double* to = sums_.data() + (i + y) * b_columns_ + j;
         const float* from = product.data() + y * n;
-        for (std::size_t x = 0; x < n; ++x) to[x] += static_cast<double>(from[x]);
+        std::size_t x = 0;
+        for (; x + kLanes <= n; x += kLanes)
+          for (std::size_t lane = 0; lane < kLanes; ++lane) to[x + lane] += static_cast<double>(from[x + lane]);
+        for (; x < n; ++x) to[x] += static_cast<double>(from[x]);
       }
     }
   });
