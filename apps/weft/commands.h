@@ -15,6 +15,7 @@ Command run_command();
 Command layershuffle_command();
 Command edit_command();
 Command edit_dump_command();
+Command edit_spaces_command();
 Command edit_tokens_command();
 Command adapter_info_command();
 Command adapter_fold_command();

@@ -1,7 +1,9 @@
 #include "weft/edit.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <memory>
@@ -12,6 +14,7 @@
 #include "common.h"
 #include "result.h"
 #include "weft/error.h"
+#include "weft/spaces.h"
 #include "weft/tokens.h"
 
 namespace weft::app {
@@ -84,6 +87,44 @@ int run_dump(const DumpArguments& arguments) {
   const JobReport report = dump_tensor(arguments.model, arguments.tensor, arguments.file, options);
   console.finish();
   print_report(report, arguments.common, "dumped " + arguments.tensor);
+  return 0;
+}
+
+struct SpacesArguments {
+  CommonOptions common;
+  std::string model;
+};
+
+int run_spaces(const SpacesArguments& arguments) {
+  const std::vector<SpaceInfo> spaces = list_spaces(arguments.model);
+  if (arguments.common.json) {
+    Json::Array all;
+    const auto texts = [](const std::vector<std::string>& names) {
+      Json::Array list;
+      for (const std::string& name : names) list.emplace_back(name);
+      return Json(std::move(list));
+    };
+    for (const SpaceInfo& space : spaces)
+      all.emplace_back(Json::Object{{"name", Json(space.name)},
+                                    {"size", Json(space.size)},
+                                    {"allows", texts(space.allows)},
+                                    {"allows_folded", texts(space.allows_folded)},
+                                    {"reason", text_or_null(space.reason)},
+                                    {"num_tensors", Json(space.num_tensors)}});
+    print_json(Json(std::move(all)));
+    return 0;
+  }
+  Table table({Align::left, Align::right, Align::right, Align::left});
+  table.row({"space", "size", "tensors", "allows"});
+  for (const SpaceInfo& space : spaces) {
+    std::string text = fmt::format("{}", fmt::join(space.allows, ", "));
+    std::vector<std::string> more;
+    for (const std::string& name : space.allows_folded)
+      if (std::find(space.allows.begin(), space.allows.end(), name) == space.allows.end()) more.push_back(name);
+    if (!more.empty()) text += fmt::format("; with folded norms {}", fmt::join(more, ", "));
+    table.row({space.name, fmt::format("{}", space.size), fmt::format("{}", space.num_tensors), text.empty() ? "nothing" : text});
+  }
+  table.print(stdout, 0);
   return 0;
 }
 
@@ -202,6 +243,9 @@ Command edit_command() {
       "A PATTERN is a regular expression that is looked for anywhere in a name: ^ and $ tie it to the ends, a backslash takes a dot literally. One "
       "that matches "
       "nothing is an error. --dry-run shows what each operation would do.\n\n"
+      "Operations on spaces change a network and leave its function alone (but for --select): a SPACE is what axes of tensors are made of, such as "
+      "'residual', 'mlp.3' or 'kv.* x value.*', and every tensor that touches it follows. 'weft edit spaces MODEL' lists them and what each "
+      "allows.\n\n"
       "'weft help edit dump' explains how a tensor is taken out as a NumPy array, 'weft help edit tokens' how the vocabulary is changed.";
   command.example = "weft edit models/tiny-base out/tiny-short --layers 0:1 --cast norm=float32 --dry-run";
   command.positional("MODEL", arguments->model, kModelHelp);
@@ -223,6 +267,14 @@ Command edit_command() {
   add("tie", "", "drop the head; the embedding takes its place");
   add("untie", "", "give the model a head of its own, a copy of the embedding");
   add("set", "NAME=FILE.npy", "replace or add a tensor");
+  command.group("Operations on spaces");
+  add("fold-norms", "", "multiply the gains of norms into the matrices that read them");
+  add("centre", "", "take out the mean over the channels that LayerNorm subtracts");
+  add("permute", "SPACE[=HOW]", "reorder a space: by a seed, or FILE.npy");
+  add("rotate", "SPACE[=HOW]", "turn a space: hadamard, a seed of its signs, random:SEED, or FILE.npy");
+  add("scale", "SPACE=FILE.npy", "multiply a space by factors, undone where it is read");
+  add("select", "SPACE=HOW", "keep elements: BEGIN:END, or FILE.npy; a smaller network");
+  add("expand", "SPACE=HOW", "repeat elements up to a size, or as FILE.npy lists them");
   add_output_options(command, arguments->common);
   add_job_options(command, arguments->common);
   add_print_options(command, arguments->common);
@@ -262,6 +314,26 @@ Command edit_metadata_command() {
   add_job_options(command, arguments->common);
   add_print_options(command, arguments->common);
   command.run = [arguments] { return run_metadata(*arguments); };
+  return command;
+}
+
+Command edit_spaces_command() {
+  auto arguments = std::make_shared<SpacesArguments>();
+  Command command;
+  command.name = "edit spaces";
+  command.family = "Make";
+  command.summary = "list the spaces that a model's tensors are made of";
+  command.synopsis = "MODEL [OPTION]...";
+  command.description =
+      "Every axis of a network's tensors is made of named spaces: one 'residual' for all layers, and for each layer N 'mlp.N' (the inner units), "
+      "'kv.N' (heads of keys and values), 'group.N' (heads of queries that share one), 'value.N' (the dimensions of a value), 'pair.N' (rotary "
+      "pairs), 'attention_in.N' and 'mlp_in.N' (what norms give). Each allows some maps that leave the network's function alone when they are "
+      "applied "
+      "to every tensor that touches the space, as 'weft edit --permute', '--scale' and '--rotate' do.";
+  command.example = "weft edit spaces models/tiny-base";
+  command.positional("MODEL", arguments->model, kModelHelp);
+  add_print_options(command, arguments->common);
+  command.run = [arguments] { return run_spaces(*arguments); };
   return command;
 }
 

@@ -165,6 +165,7 @@ std::vector<Command> all_commands() {
       edit_command(),
       edit_dump_command(),
       edit_tokens_command(),
+      edit_spaces_command(),
       adapter_info_command(),
       adapter_fold_command(),
       adapter_extract_command(),

@@ -20,5 +20,6 @@
 #include "weft/recipe.h"
 #include "weft/report.h"
 #include "weft/search.h"
+#include "weft/spaces.h"
 #include "weft/tokens.h"
 #include "weft/version.h"

@@ -15,6 +15,7 @@
 #include "base/text.h"
 #include "checkpoint/npy.h"
 #include "edit/pattern.h"
+#include "edit/space_operation.h"
 #include "model/architecture.h"
 #include "model/config_json.h"
 #include "weft/error.h"
@@ -547,18 +548,22 @@ std::vector<AxisRange> parse_axis_ranges(std::string_view text, const Shape& sha
 }
 
 const std::vector<OperationHelp>& operations() {
-  static const std::vector<OperationHelp> kOperations = {
-      {"rename", "FROM=TO", "replace the first match of the pattern FROM in every name by TO, where \\1 stands for its first group"},
-      {"drop", "PATTERN", "leave out tensors whose name the pattern is found in"},
-      {"keep", "PATTERN", "leave out all others"},
-      {"cast", "PATTERN=TYPE", "store floating-point tensors as float32, bfloat16, float16, ..."},
-      {"transpose", "PATTERN", "exchange the axes of matrices"},
-      {"slice", "NAME=RANGES", "take part of a tensor: BEGIN:END or BEGIN:END:STEP for each axis, as in 0:100,:"},
-      {"layers", "RANGES", "stack layers: 0:16,8:24 is layers 0 to 15 and then 8 to 23; config.json follows"},
-      {"tie", "", "drop the head and use the embedding in its place"},
-      {"untie", "", "give the model a head of its own, a copy of the embedding"},
-      {"set", "NAME=FILE.npy", "replace or add a tensor"},
-  };
+  static const std::vector<OperationHelp> kOperations = [] {
+    std::vector<OperationHelp> all = {
+        {"rename", "FROM=TO", "replace the first match of the pattern FROM in every name by TO, where \\1 stands for its first group"},
+        {"drop", "PATTERN", "leave out tensors whose name the pattern is found in"},
+        {"keep", "PATTERN", "leave out all others"},
+        {"cast", "PATTERN=TYPE", "store floating-point tensors as float32, bfloat16, float16, ..."},
+        {"transpose", "PATTERN", "exchange the axes of matrices"},
+        {"slice", "NAME=RANGES", "take part of a tensor: BEGIN:END or BEGIN:END:STEP for each axis, as in 0:100,:"},
+        {"layers", "RANGES", "stack layers: 0:16,8:24 is layers 0 to 15 and then 8 to 23; config.json follows"},
+        {"tie", "", "drop the head and use the embedding in its place"},
+        {"untie", "", "give the model a head of its own, a copy of the embedding"},
+        {"set", "NAME=FILE.npy", "replace or add a tensor"},
+    };
+    all.insert(all.end(), space_operations().begin(), space_operations().end());
+    return all;
+  }();
   return kOperations;
 }
 
@@ -589,6 +594,7 @@ std::unique_ptr<Operation> parse_operation(const Request& request) {
     auto [tensor, file] = sides(argument, name, "NAME=FILE.npy", false);
     return std::make_unique<Set>(std::move(tensor), std::move(file), name);
   }
+  if (std::unique_ptr<Operation> of_space = parse_space_operation(request)) return of_space;
   std::vector<std::string> names;
   for (const OperationHelp& known : operations()) names.emplace_back(known.name);
   const auto nearest = nearest_name(name, names);

@@ -27,6 +27,8 @@ struct Tensor {
 struct Model {
   std::vector<Tensor> tensors;  ///< in the order of the checkpoint; names differ
   std::optional<Json> config;   ///< of config.json
+  /// Files that operations read numbers from; they are inputs as the model is.
+  std::vector<std::shared_ptr<const Checkpoint>> arrays = {};
 };
 
 /// One operation as it is written: on a command line without its dashes, in a recipe as a key.

@@ -137,6 +137,8 @@ std::vector<edit::Effect> apply_operations(LazyModel& model, const std::vector<s
   for (const edit::Tensor& tensor : model.parts.tensors) {
     if (std::find(tensor.steps.begin(), tensor.steps.end(), "set") != tensor.steps.end()) model.inputs.push_back(tensor.values.checkpoint);
   }
+  model.inputs.insert(model.inputs.end(), model.parts.arrays.begin(), model.parts.arrays.end());
+  model.parts.arrays.clear();
   return effects;
 }
 

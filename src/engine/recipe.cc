@@ -195,7 +195,7 @@ class Reader {
     for (const yaml::Member& member : item.members) {
       const std::string& name = member.key.text;
       const Node& value = member.value;
-      if (value.kind == Kind::boolean && (name == "tie" || name == "untie")) {
+      if (value.kind == Kind::boolean && (name == "tie" || name == "untie" || name == "fold-norms" || name == "centre")) {
         if (value.flag) step.requests.push_back({name, ""});
       } else if (value.kind == Kind::sequence) {
         for (const Node& one : value.items) step.requests.push_back({name, scalar(one, key + "." + name, "text")});

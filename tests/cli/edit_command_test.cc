@@ -1,6 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <filesystem>
 
 #include "checkpoint/json.h"
@@ -53,6 +54,36 @@ TEST(EditCommand, a_dry_run_lists_the_effect_and_writes_nothing) {
   EXPECT_FALSE(std::filesystem::exists(folder / "out"));
 }
 
+TEST(EditCommand, maps_of_spaces_leave_the_logits_alone) {
+  const ExampleFolder folder;
+  const CommandResult result =
+      folder.weft({"edit", "models/tiny-base", "out", "--cast", ".=float32", "--fold-norms", "--rotate", "residual", "--rotate",
+                   "kv.* x value.*=random:3", "--permute", "mlp.*", "--permute", "kv.1=4", "--expand", "mlp.*=600", "--json"});
+  ASSERT_EQ(result.status, 0) << result.err;
+  EXPECT_EQ(folder.weft({"verify", "out"}).status, 0);
+  EXPECT_THAT(read_file(folder / "out/config.json"), HasSubstr("\"intermediate_size\": 600"));
+  const CommandResult compared = folder.weft({"eval", "out", "--text", "models/README.md", "--against", "models/tiny-base", "--json"});
+  ASSERT_EQ(compared.status, 0) << compared.err;
+  const Json document = parse_json(compared.out, "stdout");
+  const Json& text = (*document.find("texts")->array())[0];
+  EXPECT_LT(*text.find("kl_mean")->number(), 1e-7);
+  EXPECT_LT(std::abs(*text.find("delta_nll")->number()), 1e-5);
+}
+
+TEST(EditCommand, spaces_are_listed_with_what_they_allow) {
+  const ExampleFolder folder;
+  const CommandResult result = folder.weft({"edit", "spaces", "models/tiny-base", "--json"});
+  ASSERT_EQ(result.status, 0) << result.err;
+  const Json document = parse_json(result.out, "stdout");
+  const Json& residual = document.array()->front();
+  EXPECT_EQ(*residual.find("name")->string(), "residual");
+  EXPECT_EQ(residual.find("size")->integer(), 256);
+  EXPECT_EQ(residual.find("num_tensors")->integer(), 21);
+  EXPECT_EQ(*residual.find("allows_folded")->array()->back().string(), "resize");
+  const CommandResult text = folder.weft({"edit", "spaces", "models/tiny-base"});
+  EXPECT_THAT(text.out, HasSubstr("permute, sign, resize; with folded norms rotate"));
+}
+
 TEST(EditCommand, bad_requests_exit_with_2_and_leave_nothing) {
   const ExampleFolder folder;
   const auto fails_with = [&](std::vector<std::string> operations, const char* message) {
@@ -63,6 +94,16 @@ TEST(EditCommand, bad_requests_exit_with_2_and_leave_nothing) {
     EXPECT_THAT(result.err, HasSubstr(message));
     EXPECT_FALSE(std::filesystem::exists(folder / "out"));
   };
+  fails_with({"--rotate", "residual"}, "--fold-norms");
+  fails_with({"--rotate", "mlp.0"}, "an activation acts on each unit by itself");
+  fails_with({"--rotate", "vale.0"}, "did you mean 'value.0'");
+  fails_with({"--rotate", "vale.*"}, "no space of the model is called 'vale.*'");
+  fails_with({"--rotate", "value.0=maybe"}, "neither a seed nor a .npy file");
+  fails_with({"--scale", "mlp.0=2"}, "no .npy file");
+  fails_with({"--expand", "mlp.*=3"}, "512 elements already");
+  fails_with({"--expand", "mlp.0=700"}, "one number for all");
+  fails_with({"--select", "mlp.*"}, "nothing says how");
+  fails_with({"--centre"}, "do not subtract a mean");
   fails_with({}, "nothing is to be done");
   fails_with({"--drop", "no_such"}, "matches none");
   fails_with({"--rename", "layers\\.\\d=layers.0"}, "would both be called");
