@@ -187,11 +187,13 @@ void run_texts(const std::vector<std::unique_ptr<MeasuredInput>>& inputs, const 
     MeasuredModel unused;
     base = engine::measure_text(options.base, Selection(only), options, unused, report.warnings);
   }
+  engine::TextStreams before;  // of the model before this one, along a path
   for (std::size_t m = 0; m < inputs.size(); ++m) {
-    const engine::TextStreams streams = engine::measure_text(inputs[m]->written, selection, options, report.models[m], report.warnings);
+    engine::TextStreams streams = engine::measure_text(inputs[m]->written, selection, options, report.models[m], report.warnings);
     for (ModelComparison& comparison : report.comparisons) {
-      if (comparison.kind != "pair" || comparison.models.front() != inputs[m]->written) continue;
-      if (selection.wants("cka")) engine::compare_streams(base, streams, comparison);
+      const bool pair = comparison.kind == "pair", path = comparison.kind == "path" && m > 0 && comparison.base == inputs[m - 1]->written;
+      if ((!pair && !path) || comparison.models.front() != inputs[m]->written) continue;
+      if (selection.wants("cka")) engine::compare_streams(pair ? base : before, streams, comparison);
       if (!selection.wants("barrier")) continue;
       double parameters = 0;
       for (const MeasuredTensor& tensor : report.models[m].tensors) {
@@ -204,9 +206,10 @@ void run_texts(const std::vector<std::unique_ptr<MeasuredInput>>& inputs, const 
       if (selection.spares() && parameters > kSparedParameters) {
         measure::skip_group(comparison.total, "barrier", "costly for a model of this size: ask for it with --what barrier");
       } else {
-        engine::measure_barrier(options.base, inputs[m]->written, options, comparison);
+        engine::measure_barrier(comparison.base, inputs[m]->written, options, comparison);
       }
     }
+    before = std::move(streams);
   }
 }
 
@@ -284,7 +287,7 @@ MeasureReport measure_models(std::span<const std::string> models, const MeasureO
       for (const auto& input : inputs) all.push_back(input.get());
       comparisons.push_back(engine::compare_set(*base, all));
     }
-  } else if (selection.wants("changed")) {
+  } else if (selection.wants("changed") || (!options.texts.empty() && (selection.wants("cka") || selection.wants("barrier")))) {
     // A training path, as far as neighbours have the same tensors.
     for (std::size_t m = 1; m < inputs.size(); ++m)
       if (engine::same_signature(*inputs[m - 1], *inputs[m]))

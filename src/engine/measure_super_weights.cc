@@ -173,8 +173,6 @@ void measure_super_weights(RunningModel& running, const BlockWeights& weights, c
     changed = ablated.without(found, weights);
     changed_weights.emplace(changed.checkpoint, running.config().architecture);
   }
-  put(out.model, "super_weights.count", static_cast<double>(found.size()));
-  put(out.model, "super_weights.rounds", static_cast<double>(rounds));
   std::vector<double> in, outs;
   for (const Spike& spike : first) {
     if (!spike.any) continue;
@@ -182,6 +180,8 @@ void measure_super_weights(RunningModel& running, const BlockWeights& weights, c
     outs.push_back(spike.out);
   }
   if (in.empty()) return measure::skip_group(out.model, "super_weights", "no dense down projection");
+  put(out.model, "super_weights.count", static_cast<double>(found.size()));
+  put(out.model, "super_weights.rounds", static_cast<double>(rounds));
   put(out.model, "super_weights.median.in", median(in));
   put(out.model, "super_weights.median.out", median(outs));
   double relative = 0;

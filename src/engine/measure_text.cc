@@ -489,8 +489,13 @@ void measure_barrier(const std::string& base, const std::string& model, const Me
   const ModelFiles second = open_model_files(model);
   std::vector<std::uint32_t> ids = ids_of(first, options.texts.front());
   const std::size_t window = std::min(window_of(first, options), ids.size());
-  const std::size_t tokens = std::min<std::size_t>(kShortTokens, options.max_tokens > 0 ? static_cast<std::size_t>(options.max_tokens) : kShortTokens);
+  const std::size_t tokens =
+      std::min<std::size_t>(kShortTokens, options.max_tokens > 0 ? static_cast<std::size_t>(options.max_tokens) : kShortTokens);
   ids.resize(std::min(ids.size() / window, std::max<std::size_t>(1, tokens / window)) * window);
+  for (const TensorInfo& tensor : first.files().checkpoint->tensors()) {
+    const TensorInfo* other = second.checkpoint->find_tensor(tensor.name);
+    if (other == nullptr || other->shape != tensor.shape) return measure::skip_group(out.total, "barrier", "the models differ in their tensors");
+  }
   constexpr int kSteps = 8;
   std::vector<double> losses;
   for (int step = 0; step <= kSteps; ++step) {

@@ -294,6 +294,9 @@ void model_findings(const MeasuredModel& model, Collector& collect) {
 }
 
 void comparison_findings(const ModelComparison& comparison, Collector& collect) {
+  if (const double* height = comparison.total.find("barrier.height"); height != nullptr && *height > kRules[kBarrier].threshold)
+    collect.add(kBarrier, "a loss barrier lies between the models: averages of them are worse than either",
+                comparison.models.front() + " against " + comparison.base, fmt::format("{:.2f} nats above the ends", *height));
   if (comparison.kind == "pair") {
     Hits intruders, broad, low_rank;
     double changed = 0, unchanged = 0, missing = 0;
@@ -327,9 +330,6 @@ void comparison_findings(const ModelComparison& comparison, Collector& collect) 
       collect.add(kUnchanged, "some tensors did not change: they were frozen", where,
                   fmt::format("{:.0f} of {:.0f} tensors", unchanged, unchanged + changed));
     }
-    if (const double* height = comparison.total.find("barrier.height"); height != nullptr && *height > kRules[kBarrier].threshold)
-      collect.add(kBarrier, "a loss barrier lies between the models: averages of them are worse than either", where,
-                  fmt::format("{:.2f} nats above the ends", *height));
     if (missing > 0)
       collect.add(kMismatch, "some tensors have no counterpart", where, fmt::format("{:.0f} tensors, the first {}", missing, first_missing));
   }
