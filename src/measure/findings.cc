@@ -68,7 +68,7 @@ constexpr FindingRule kRules[] = {
     {"no super weight", "note", 50, "largest input and output of a down projection, not both", "arXiv:2411.07191", 1},
     {"heads alike", "note", 0.95, "mean cosine of heads, with entropies that spread by less than 0.05",
      "arXiv:2605.20441, for small arithmetic models; a random initialisation looks like this too", 1},
-    {"alignment collapse", "warning", 0.333, "of a layer's running median diversity, three times in a row", "arXiv:2510.04202", 0},
+    {"alignment collapse", "note", 0.333, "of a layer's running median diversity, three times in a row", "arXiv:2510.04202", 0},
     {"loss barrier", "note", 0.1, "nats by which the loss between the models exceeds that of its ends", "mode connectivity", 0},
 };
 
@@ -206,7 +206,9 @@ void path_findings(const MeasureReport& report, Collector& collect) {
       fallen = median > kHealthy && *diversity < kRules[kAlignmentCollapse].threshold * median ? fallen + 1 : 0;
       if (fallen == 0) before.push_back(*diversity);
       if (fallen < kInARow) continue;
-      collect.add(kAlignmentCollapse, "inputs have come to lie on one side of the top singular direction: losses that explode began so",
+      collect.add(kAlignmentCollapse,
+                  "inputs have come to lie on one side of the top singular direction: usual while a model leaves its initialisation, later a sign "
+                  "that the loss may explode",
                   tensor.name + " at " + model.path, fmt::format("diversity {:.3f} against {:.3f} before", *diversity, median));
       break;
     }
