@@ -1,5 +1,5 @@
 METHODS = ['cabs']
-PAPER = 'arXiv:2503.01874'
+PAPER = 'github.com/zongzhenyang/CABS'
 CLAIM = 'At a quarter of the entries, conflict-free pruning (cabs) keeps at least the mean share of gain of pruning by magnitude and adding.'
 NEEDS = ['lm/base', 'lm/german', 'lm/french', 'lm/python', 'text/held']
 

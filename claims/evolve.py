@@ -1,5 +1,5 @@
 METHODS = ['ties']
-PAPER = 'arXiv:2403.13187'
+PAPER = 'mergekit-evolve'
 CLAIM = 'Weights and densities of ties found by evolution on training text have a lower mean held-out loss than uniform ones.'
 NEEDS = ['lm/base', 'lm/german', 'lm/python', 'text/held', 'text/train']
 

@@ -1,5 +1,5 @@
 METHODS = ['lcsc']
-PAPER = 'arXiv:2404.02241'
+PAPER = 'github.com/imagination-research/LCSC'
 CLAIM = 'A searched combination of the checkpoints of one run is better on held-out text than the best exponential average, and that than the last checkpoint.'
 NEEDS = ['lm/tiny-path', 'text/held', 'text/calibration.txt']
 

@@ -1,5 +1,5 @@
 METHODS = ['restore_layers']
-PAPER = 'arXiv:2601 (selective layer restoration)'
+PAPER = 'arXiv:2602.06665'
 CLAIM = 'Putting back some interval of at most 3 layers keeps more than 70 % of the gain while English loss falls.'
 NEEDS = ['lm/base', 'lm/shakespeare', 'text/held']
 

@@ -1,5 +1,5 @@
 METHODS = ['rtvq']
-PAPER = 'arXiv:2503.06921'
+PAPER = 'Task Vector Quantization for Memory-Efficient Model Merging'
 CLAIM = 'At about 2 bits a task vector, a shared base vector with small offsets (rtvq) beats quantizing each alone (tvq).'
 NEEDS = ['lm/base', 'lm/german', 'lm/french', 'lm/python', 'lm/shakespeare', 'text/held']
 

@@ -1,5 +1,5 @@
 METHODS = ['time_vectors']
-PAPER = 'arXiv:2312.13401'
+PAPER = 'github.com/KaiNylund/lm-weights-encode-time'
 CLAIM = 'Between two fine-tunes, some position strictly inside has a lower mean loss over both texts than either end.'
 NEEDS = ['lm/base', 'lm/german', 'lm/french', 'text/held']
 

@@ -1,5 +1,5 @@
 METHODS = ['tvq']
-PAPER = 'arXiv:2503.06921'
+PAPER = 'Task Vector Quantization for Memory-Efficient Model Merging'
 CLAIM = 'Quantizing a task vector to 4 bits loses less than 3 % of its gain.'
 NEEDS = ['lm/base', 'lm/german', 'text/held']
 
