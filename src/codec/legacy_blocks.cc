@@ -77,11 +77,7 @@ void decode_q8_k(const std::uint8_t* blocks, std::size_t num_blocks, float* out)
 
 void encode_q4_0(std::span<const float> row, const Metric& metric, std::uint8_t* out) {
   if (!metric.column_weights.empty()) return math::encode_q4_0_weighted(row.data(), metric.column_weights.data(), row.size() / 32, out);
-  std::uint8_t codes[32];
-  for (std::size_t b = 0; b < row.size() / 32; ++b, out += 18) {
-    put_half(signed_codes(row.data() + 32 * b, 8, codes), out);
-    put_nibbles(codes, out + 2);
-  }
+  math::encode_q4_0(row.data(), row.size() / 32, out);
 }
 
 void encode_q4_1(std::span<const float> row, const Metric& metric, std::uint8_t* out) {

@@ -288,13 +288,22 @@ void DecodeQ6K(const std::uint8_t* in, std::size_t n, float* out) {
 
 // ---- Encoding
 
+/// The bits of the largest magnitude of 32 values: as whole numbers they are in order, with NaN beyond infinity.
+HWY_INLINE std::uint32_t LargestBits(const float* in) {
+  const hn::CappedTag<float, 16> d;
+  const hn::RebindToSigned<decltype(d)> di;
+  const auto magnitude = hn::Set(di, static_cast<std::int32_t>(kMagnitudeMask32));
+  auto largest = hn::Zero(di);
+  for (std::size_t i = 0; i < 32; i += hn::MaxLanes(d)) largest = hn::Max(largest, hn::And(hn::BitCast(di, hn::LoadU(d, in + i)), magnitude));
+  return static_cast<std::uint32_t>(hn::GetLane(hn::MaxOfLanes(di, largest)));
+}
+
 void EncodeQ8_0(const float* in, std::size_t n, std::uint8_t* out) {
+  const hn::CappedTag<float, 16> d;
+  const hn::RebindToSigned<decltype(d)> di;
+  const hn::Rebind<std::int8_t, decltype(d)> d8;
   for (; n != 0; --n, in += 32, out += 34) {
-    std::uint32_t largest = 0;  // as bits, where NaN is beyond infinity
-    for (int i = 0; i < 32; ++i) {
-      const std::uint32_t bits = std::bit_cast<std::uint32_t>(in[i]) & kMagnitudeMask32;
-      largest = bits > largest ? bits : largest;
-    }
+    const std::uint32_t largest = LargestBits(in);
     const float scale = std::bit_cast<float>(largest) / 127.0F;
     float inverse = scale != 0.0F ? 1.0F / scale : 0.0F;
     if (!(std::bit_cast<std::uint32_t>(inverse) < kInfinity32) || largest >= kInfinity32) inverse = 0.0F;
@@ -304,14 +313,53 @@ void EncodeQ8_0(const float* in, std::size_t n, std::uint8_t* out) {
       std::memset(out + 2, 0, 32);
       continue;
     }
-    std::int8_t q[32];
-    for (int i = 0; i < 32; ++i) {
-      const float v = in[i] * inverse;
-      const auto whole = static_cast<std::int32_t>(v);
-      const float rest = v - static_cast<float>(whole);
-      q[i] = static_cast<std::int8_t>(whole + (rest >= 0.5F ? 1 : 0) - (rest <= -0.5F ? 1 : 0));
+    const auto factor = hn::Set(d, inverse);
+    for (std::size_t i = 0; i < 32; i += hn::MaxLanes(d)) {
+      const auto v = hn::Mul(hn::LoadU(d, in + i), factor);
+      const auto whole = hn::ConvertTo(di, v);
+      const auto rest = hn::Sub(v, hn::ConvertTo(d, whole));
+      // A mask is -1 as a whole number.
+      const auto up = hn::BitCast(di, hn::VecFromMask(d, hn::Ge(rest, hn::Set(d, 0.5F))));
+      const auto down = hn::BitCast(di, hn::VecFromMask(d, hn::Le(rest, hn::Set(d, -0.5F))));
+      hn::StoreU(hn::DemoteTo(d8, hn::Add(hn::Sub(whole, up), down)), d8, reinterpret_cast<std::int8_t*>(out + 2 + i));
     }
-    std::memcpy(out + 2, q, 32);
+  }
+}
+
+void EncodeQ4_0(const float* in, std::size_t n, std::uint8_t* out) {
+  const hn::CappedTag<float, 16> d;
+  const hn::RebindToSigned<decltype(d)> di;
+  const hn::Rebind<std::uint8_t, decltype(d)> d8;
+  const auto most = hn::Set(di, 15);
+  for (; n != 0; --n, in += 32, out += 18) {
+    const std::uint32_t bits = LargestBits(in);
+    const float magnitude = std::bit_cast<float>(bits);
+    // The first value of that magnitude becomes -8.
+    std::size_t first = 0;
+    for (std::size_t i = 0; i < 32; i += hn::MaxLanes(d)) {
+      const auto own = hn::And(hn::BitCast(di, hn::LoadU(d, in + i)), hn::Set(di, static_cast<std::int32_t>(kMagnitudeMask32)));
+      const auto place = hn::FindFirstTrue(di, hn::Eq(own, hn::Set(di, static_cast<std::int32_t>(bits))));
+      if (place >= 0) {
+        first = i + static_cast<std::size_t>(place);
+        break;
+      }
+    }
+    const float largest = bits == 0 ? 0.0F : std::bit_cast<std::uint32_t>(in[first]) >> 31 != 0 ? -magnitude : magnitude;
+    const float scale = largest / -8.0F;
+    const float inverse = scale != 0.0F ? 1.0F / scale : 0.0F;
+    const std::uint16_t half = static_cast<std::uint16_t>(encode_small(kF16, std::bit_cast<std::uint32_t>(scale)));
+    std::memcpy(out, &half, 2);
+    if (bits >= kInfinity32 || (std::bit_cast<std::uint32_t>(inverse) & kMagnitudeMask32) >= kInfinity32) {
+      std::memset(out + 2, 0, 16);
+      continue;
+    }
+    const auto factor = hn::Set(d, inverse);
+    const auto offset = hn::Set(d, 8.5F);
+    for (std::size_t i = 0; i < 16; i += hn::MaxLanes(d)) {
+      const auto low = hn::Min(most, hn::ConvertTo(di, hn::Add(hn::Mul(hn::LoadU(d, in + i), factor), offset)));
+      const auto high = hn::Min(most, hn::ConvertTo(di, hn::Add(hn::Mul(hn::LoadU(d, in + 16 + i), factor), offset)));
+      hn::StoreU(hn::DemoteTo(d8, hn::Or(low, hn::ShiftLeft<4>(high))), d8, out + 2 + i);
+    }
   }
 }
 

@@ -24,6 +24,7 @@ HWY_EXPORT(DecodeQ6K);
 HWY_EXPORT(DecodeIq4Nl);
 HWY_EXPORT(DecodeIq4Xs);
 HWY_EXPORT(EncodeQ8_0);
+HWY_EXPORT(EncodeQ4_0);
 
 void decode_q4_0(const std::uint8_t* in, std::size_t num_blocks, float* out) { HWY_DYNAMIC_DISPATCH(DecodeQ4_0)(in, num_blocks, out); }
 void decode_q4_1(const std::uint8_t* in, std::size_t num_blocks, float* out) { HWY_DYNAMIC_DISPATCH(DecodeQ4_1)(in, num_blocks, out); }
@@ -37,6 +38,7 @@ void decode_q5_k(const std::uint8_t* in, std::size_t num_blocks, float* out) { H
 void decode_q6_k(const std::uint8_t* in, std::size_t num_blocks, float* out) { HWY_DYNAMIC_DISPATCH(DecodeQ6K)(in, num_blocks, out); }
 void decode_iq4_nl(const std::uint8_t* in, std::size_t num_blocks, float* out) { HWY_DYNAMIC_DISPATCH(DecodeIq4Nl)(in, num_blocks, out); }
 void decode_iq4_xs(const std::uint8_t* in, std::size_t num_blocks, float* out) { HWY_DYNAMIC_DISPATCH(DecodeIq4Xs)(in, num_blocks, out); }
+void encode_q4_0(const float* values, std::size_t num_blocks, std::uint8_t* out) { HWY_DYNAMIC_DISPATCH(EncodeQ4_0)(values, num_blocks, out); }
 void encode_q8_0(const float* values, std::size_t num_blocks, std::uint8_t* out) { HWY_DYNAMIC_DISPATCH(EncodeQ8_0)(values, num_blocks, out); }
 
 }  // namespace weft::math

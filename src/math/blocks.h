@@ -23,5 +23,7 @@ void decode_iq4_xs(const std::uint8_t* in, std::size_t num_blocks, float* out);
 /// values: 32 a block. Scale: largest magnitude / 127; halves are rounded away from zero. A block too small for its scale (below about 1e-36) becomes
 /// zero; one whose values are not finite gets a scale that is not finite. Class A.
 void encode_q8_0(const float* values, std::size_t num_blocks, std::uint8_t* out);
+/// The first value of the largest magnitude becomes -8 of the codes from -8 to 7. What is too small or not finite as above. Class A.
+void encode_q4_0(const float* values, std::size_t num_blocks, std::uint8_t* out);
 
 }  // namespace weft::math
