@@ -469,8 +469,10 @@ class Compressed final : public Packed {
       return;
     }
     if (kind_ == Codes::packed) {
-      const auto words = static_cast<std::int64_t>(codec::words_for(static_cast<std::uint64_t>(scales_.shape[0]), args_.bits, WordForm::stream));
-      const auto old = static_cast<std::int64_t>(codec::words_for(static_cast<std::uint64_t>(scales_.shape[0]), args_.bits, WordForm::legacy));
+      // A single scale may be a number without axes.
+      const std::uint64_t in_group = scales_.num_elements / static_cast<std::uint64_t>(num_groups_);
+      const auto words = static_cast<std::int64_t>(codec::words_for(in_group, args_.bits, WordForm::stream));
+      const auto old = static_cast<std::int64_t>(codec::words_for(in_group, args_.bits, WordForm::legacy));
       need(zeros_->dtype == DType::i32 && (zeros_->shape == Shape{words, num_groups_} || zeros_->shape == Shape{old, num_groups_}), checkpoint,
            *zeros_, fmt::format("I32 [{}, {}]", words, num_groups_));
     } else {
@@ -487,11 +489,12 @@ class Compressed final : public Packed {
     } else {
       const std::vector<std::uint32_t> words = words_of(bytes);
       const auto groups = static_cast<std::size_t>(num_groups_), n = zeros.size() / groups;
-      const bool dense = static_cast<std::uint64_t>(zeros_->shape[0]) == codec::words_for(n, args_.bits, WordForm::stream);
+      // Packed like the codes, unless there are too few or too many words for that.
+      const auto own_words = static_cast<std::uint64_t>(zeros_->shape[0]);
+      const WordForm other = word_form_ == WordForm::stream ? WordForm::legacy : WordForm::stream;
+      const WordForm zero_form = own_words == codec::words_for(n, args_.bits, word_form_) ? word_form_ : other;
       std::vector<std::uint8_t> codes(zeros.size());
-      for (std::size_t g = 0; g < groups; ++g)
-        codec::unpack_words(words.data() + g, groups, n, args_.bits, dense && word_form_ == WordForm::stream ? WordForm::stream : WordForm::legacy,
-                            codes.data() + g, groups);
+      for (std::size_t g = 0; g < groups; ++g) codec::unpack_words(words.data() + g, groups, n, args_.bits, zero_form, codes.data() + g, groups);
       for (std::size_t i = 0; i < zeros.size(); ++i) zeros[i] = codes[i] - (1 << (args_.bits - 1));
     }
     if (args_.symmetric && std::any_of(zeros.begin(), zeros.end(), [](int zero) { return zero != 0; }))
@@ -1033,7 +1036,7 @@ class QuantizedCheckpoint final : public Checkpoint {
     return static_cast<int>(bits);
   }
   std::int64_t check_group(std::int64_t group) const {
-    if (group == 0 || group < -1)
+    if (group == 0 || group < -1 || group > kMaxSide)
       unknown(*stored_, "group_size", fmt::format("a group size of {} makes no sense", group), "-1 for whole rows, or a positive number");
     return group;
   }
@@ -1173,7 +1176,7 @@ class QuantizedCheckpoint final : public Checkpoint {
       args.block_rows = block->array()->front().integer().value_or(0);
       args.block_columns = block->array()->back().integer().value_or(0);
     }
-    if (args.block_rows <= 0 || args.block_columns <= 0)
+    if (args.block_rows <= 0 || args.block_columns <= 0 || args.block_rows > kMaxSide || args.block_columns > kMaxSide)
       unknown(*stored_, "weight_block_size", "the size of the blocks makes no sense", "two positive numbers");
     add_modules(".weight_scale_inv",
                 [&](const std::string& module, const TensorInfo&) { return std::make_unique<Compressed>(*stored_, module, args, true); });

@@ -258,6 +258,7 @@ TEST(QuantizedView, configs_that_make_no_sense_are_refused_before_anything_is_sh
   EXPECT_WEFT_ERROR(with(R"("bits": "4")"), unsupported, "no integer");
   EXPECT_WEFT_ERROR(with(R"("bits": 4, "group_size": 0)"), unsupported, "group size of 0");
   EXPECT_WEFT_ERROR(with(R"("bits": 4, "group_size": -7)"), unsupported, "group size of -7");
+  EXPECT_WEFT_ERROR(with(R"("bits": 4, "group_size": 9223372036854775807)"), unsupported, "group size of 9223372036854775807");
   EXPECT_WEFT_ERROR(with(R"("bits": 4, "checkpoint_format": "marlin")"), unsupported, "marlin");
   EXPECT_WEFT_ERROR(with(R"("bits": 4, "is_marlin_format": true)"), unsupported, "marlin");
   EXPECT_WEFT_ERROR(with(R"("bits": 4, "pack_dtype": "int8")"), unsupported, "int8");
@@ -284,6 +285,63 @@ TEST(QuantizedView, configs_that_make_no_sense_are_refused_before_anything_is_sh
   EXPECT_WEFT_ERROR(shaped(2, std::int64_t{1} << 62), corrupt, "weight_shape");
   EXPECT_WEFT_ERROR(shaped(2, -8), corrupt, "weight_shape");
   EXPECT_WEFT_ERROR(shaped(3, 8), corrupt, "weight_shape");
+}
+
+TEST(QuantizedView, blocks_whose_count_would_overflow_are_refused_before_scales_are_looked_for) {
+  const std::vector<MemoryCheckpoint::Tensor> tensors = {{"m.weight", DType::f8_e4m3, {4, 8}, std::vector<std::byte>(32)},
+                                                         {"m.weight_scale_inv", DType::f32, {0, 1}, {}}};
+  const auto sized = [&](const char* size) { read(open(tensors, fmt::format(R"({{"quant_method": "fp8", "weight_block_size": {}}})", size))); };
+  EXPECT_WEFT_ERROR(sized("[9223372036854775807, 128]"), unsupported, "blocks makes no sense");
+  EXPECT_WEFT_ERROR(sized("[128, 9223372036854775807]"), unsupported, "blocks makes no sense");
+  EXPECT_WEFT_ERROR(sized("[128, 128]"), corrupt, "m.weight_scale_inv");
+}
+
+/// A compressed-tensors matrix of asymmetric integers, all codes 1.
+std::vector<MemoryCheckpoint::Tensor> asymmetric(std::int64_t rows, std::int64_t columns, int bits, codec::WordForm form, codec::WordForm zero_form,
+                                                 const std::vector<std::uint8_t>& zeros) {
+  const auto as_bytes = [](const std::vector<std::uint32_t>& words) {
+    const auto bytes = std::as_bytes(std::span(words));
+    return std::vector<std::byte>(bytes.begin(), bytes.end());
+  };
+  const auto width = static_cast<std::size_t>(columns), num_words = static_cast<std::size_t>(codec::words_for(width, bits, form)),
+             zero_words = static_cast<std::size_t>(codec::words_for(zeros.size(), bits, zero_form));
+  std::vector<std::uint32_t> words(static_cast<std::size_t>(rows) * num_words), packed_zeros(zero_words);
+  const std::vector<std::uint8_t> ones(width, 1);
+  for (std::size_t r = 0; r < static_cast<std::size_t>(rows); ++r)
+    codec::pack_words(ones.data(), 1, width, bits, form, words.data() + r * num_words, 1);
+  codec::pack_words(zeros.data(), 1, zeros.size(), bits, zero_form, packed_zeros.data(), 1);
+  const std::int64_t shape[2] = {rows, columns};
+  std::vector<std::byte> shape_bytes(16);
+  std::memcpy(shape_bytes.data(), shape, 16);
+  const auto num_scales = static_cast<std::int64_t>(zeros.size());
+  std::vector<std::byte> scales;
+  for (std::int64_t i = 0; i < num_scales; ++i) scales.insert(scales.end(), {std::byte{0x80}, std::byte{0x3F}});
+  return {{"m.weight_packed", DType::i32, {rows, static_cast<std::int64_t>(num_words)}, as_bytes(words)},
+          {"m.weight_scale", DType::bf16, num_scales == 1 ? Shape{} : Shape{num_scales, 1}, std::move(scales)},
+          {"m.weight_zero_point", DType::i32, {static_cast<std::int64_t>(zero_words), 1}, as_bytes(packed_zeros)},
+          {"m.weight_shape", DType::i64, {2}, std::move(shape_bytes)}};
+}
+std::vector<float> asymmetric_values(const std::vector<MemoryCheckpoint::Tensor>& tensors, int bits) {
+  const auto view = open(tensors, fmt::format(R"({{"quant_method": "compressed-tensors", "config_groups": {{"g": {{"targets": ["Linear"],
+                                     "weights": {{"num_bits": {}, "symmetric": false, "strategy": "channel"}}}}}}}})",
+                                              bits));
+  return testing::values_of(DType::bf16, read_in_pieces(*view, view->tensor("m.weight"), 4096));
+}
+
+TEST(QuantizedView, zero_points_are_packed_as_many_words_say_whatever_the_codes_are) {
+  // Of 3 bits and 320 values 30 words in the one form, 32 in the other.
+  std::vector<std::uint8_t> zeros(320);
+  for (std::size_t i = 0; i < zeros.size(); ++i) zeros[i] = static_cast<std::uint8_t>(i * 5 % 8);
+  for (const codec::WordForm form : {codec::WordForm::stream, codec::WordForm::legacy})
+    for (const codec::WordForm zero_form : {codec::WordForm::stream, codec::WordForm::legacy}) {
+      const std::vector<float> values = asymmetric_values(asymmetric(320, 320, 3, form, zero_form, zeros), 3);
+      for (std::size_t i = 0; i < values.size(); ++i) ASSERT_EQ(values[i], 1.0F - static_cast<float>(zeros[i / 320])) << i;
+    }
+}
+
+TEST(QuantizedView, a_scale_without_axes_may_have_a_zero_point) {
+  const std::vector<float> values = asymmetric_values(asymmetric(2, 32, 4, codec::WordForm::stream, codec::WordForm::stream, {3}), 4);
+  EXPECT_EQ(values, std::vector<float>(64, -2.0F));
 }
 
 }  // namespace
