@@ -161,6 +161,9 @@ Adapter open_gguf_lora(const std::filesystem::path& path) {
     name.resize(name.size() - std::string_view(".weight").size());
     if (tensor.shape.size() != 2 && tensor.shape.size() != 3)
       throw adapter.error(ErrorCode::corrupt, fmt::format("'{}' {} is no matrix", printable(tensor.name), to_string(tensor.shape)), tensor.name);
+    // A stack of nothing may claim any number of experts.
+    if (tensor.num_elements == 0)
+      throw adapter.error(ErrorCode::corrupt, fmt::format("'{}' {} is empty", printable(tensor.name), to_string(tensor.shape)), tensor.name);
     const bool embedding = name == kEmbedding;
     if (embedding && tensor.shape.size() != 2)
       throw adapter.error(ErrorCode::corrupt, fmt::format("'{}' {} is no matrix", printable(tensor.name), to_string(tensor.shape)), tensor.name);

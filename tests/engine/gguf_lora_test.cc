@@ -282,6 +282,10 @@ TEST(GgufLora, requests_that_make_no_sense_are_answered_and_leave_nothing) {
   EXPECT_WEFT_ERROR(fold(write("stack.gguf", "llama", "adapter", 4, alpha,
                                {{"blk.0.attn_v.weight.lora_a", {16, 2, 2}}, {"blk.0.attn_v.weight.lora_b", {2, 8, 2}}})),
                     corrupt, "the matrices of 'blk.0.attn_v'");
+  EXPECT_WEFT_ERROR(fold(write("empty.gguf", "llama", "adapter", 4, alpha,
+                               {{"blk.0.ffn_gate_exps.weight.lora_a", {16, 0, std::int64_t{1} << 40}},
+                                {"blk.0.ffn_gate_exps.weight.lora_b", {0, 16, std::int64_t{1} << 40}}})),
+                    corrupt, "is empty");
   EXPECT_WEFT_ERROR(
       fold(write("name.gguf", "llama", "adapter", 4, alpha, {{"blk.0.attn_nose.weight.lora_a", {16, 2}}, {"blk.0.attn_nose.weight.lora_b", {2, 8}}})),
       invalid_argument, "the model has no 'blk.0.attn_nose'");
@@ -364,8 +368,7 @@ TEST_F(FoldedGguf, becomes_a_gguf_file_of_which_only_the_changed_tensors_differ)
     return options;
   }()));
   const auto all = open_checkpoint((folder / "all.gguf").string());
-  for (const TensorInfo& tensor : all->tensors())
-    EXPECT_EQ(tensor.stored_as, before->tensor(tensor.name).stored_as) << tensor.name;
+  for (const TensorInfo& tensor : all->tensors()) EXPECT_EQ(tensor.stored_as, before->tensor(tensor.name).stored_as) << tensor.name;
 }
 
 TEST_F(FoldedGguf, verify_reads_the_model_the_adapter_and_what_they_make) {
