@@ -53,6 +53,9 @@ using Layer = LinearQuantizeOptions::Layer;
   throw Error(ErrorCode::invalid_argument, what, {.key = key}, advice);
 }
 
+/// Above any row's length, and far from where sums of sizes would overflow.
+constexpr std::int64_t kMaxGroup = std::int64_t{1} << 30;
+
 enum class Format : std::uint8_t { gptq, gptq_v2, awq, compressed, bnb4, bnb8, own };
 
 /// The options, understood.
@@ -100,10 +103,8 @@ Plan plan_of(const LinearQuantizeOptions& options) {
     }
   }
   if (plan.awq && plan.smooth) refuse("method", "awq and smooth both choose scales of the same channels", "keep one of them");
-  if (plan.solver.empty()) {
-    plan.solver = "rtn";
-    plan.clip = plan.clip || (plan.awq && plan.format != Format::bnb4 && plan.format != Format::bnb8);  // as AWQ is published
-  }
+  const bool names_solver = !plan.solver.empty();
+  if (!names_solver) plan.solver = "rtn";
 
   const auto format_is = [&](std::string_view name) { return options.format == name; };
   plan.format = format_is("gptq")                              ? Format::gptq
@@ -115,9 +116,11 @@ Plan plan_of(const LinearQuantizeOptions& options) {
                 : format_is("weft")                            ? Format::own
                                     : throw Error(ErrorCode::invalid_argument, fmt::format("there is no format '{}'", printable(options.format)),
                                                   {.key = "format"}, "gptq, gptq_v2, awq, compressed-tensors, bnb-nf4, bnb-fp4, bnb-int8, weft");
+  // As AWQ is published; bitsandbytes' scales leave no room for it.
+  if (!names_solver && plan.awq && plan.format != Format::bnb4 && plan.format != Format::bnb8) plan.clip = true;
   plan.bits = options.bits;
   plan.group = options.group;
-  if (options.group < 0)
+  if (options.group < 0 || options.group > kMaxGroup)
     refuse("group", fmt::format("a group of {} makes no sense", options.group), "give the number of inputs that share a scale, or 0 for whole rows");
   if (options.numbers != "int" && plan.format != Format::compressed && plan.format != Format::own)
     refuse("numbers", fmt::format("{} holds no {}", options.format, options.numbers), "--format compressed-tensors holds floating-point codes");
@@ -273,6 +276,22 @@ bool is_linear(Role role) {
   }
 }
 
+/// What tools may take for a linear layer, so that they must be told where it stays as it is: routers, heads, towers of other kinds.
+bool is_layer(Role role) {
+  switch (role) {
+    case Role::embed:
+    case Role::position:
+    case Role::token_type:
+    case Role::norm:
+    case Role::q_norm:
+    case Role::k_norm:
+    case Role::buffer:
+      return false;
+    default:
+      return true;
+  }
+}
+
 /// A layer that is to be quantized.
 struct Target {
   std::string name;    ///< of the weight
@@ -358,16 +377,20 @@ class LinearJob {
     std::vector<edit::Pattern> patterns;
     for (const LinearRule& rule : options_.rules) patterns.emplace_back(rule.pattern, "rule");
     std::vector<bool> used(patterns.size());
-    std::vector<std::string> without_place;
+    std::vector<std::string> without_place, stacks;
     for (const edit::Tensor& part : lazy_.parts.tensors) {
       const TensorInfo& info = *part.values.tensor;
       num_parameters_ += info.num_elements;
+      if (info.shape.size() == 3 && is_decodable_float(info.dtype) && part.name.find("experts") != std::string::npos) stacks.push_back(part.name);
       if (!info.stored_as.empty() && !options_.allow_requantize)
         refuse("model", fmt::format("the model's weights are quantized already ('{}' is {})", printable(part.name), info.stored_as),
                "name the original model, or give --allow-requantize to round what is left of it again");
       if (info.shape.size() != 2 || !part.name.ends_with(".weight") || !is_decodable_float(info.dtype) ||
-          !is_linear(model::role_of(architecture, part.name)))
+          !is_linear(model::role_of(architecture, part.name))) {
+        if (info.shape.size() == 2 && part.name.ends_with(".weight") && is_layer(model::role_of(architecture, part.name)))
+          plain_.push_back(part.name.substr(0, part.name.size() - 7));
         continue;
+      }
       Target target;
       target.name = part.name;
       target.module = part.name.substr(0, part.name.size() - 7);
@@ -390,8 +413,9 @@ class LinearJob {
                    "--format gptq and compressed-tensors take a rule for each");
           target.bits = rule.bits.value_or(target.bits);
           target.group = rule.group.value_or(target.group);
-          if (target.bits < 2 || target.bits > 8 || target.group < 0)
-            refuse("rule", fmt::format("the rule '{}' asks for {} bits in groups of {}", rule.pattern, target.bits, target.group), "2 to 8 bits");
+          if (target.bits < 2 || target.bits > 8 || target.group < 0 || target.group > kMaxGroup)
+            refuse("rule", fmt::format("the rule '{}' asks for {} bits in groups of {}", rule.pattern, target.bits, target.group),
+                   "2 to 8 bits, in groups of at most the inputs of a layer, or 0 for whole rows");
         }
         break;
       }
@@ -420,6 +444,9 @@ class LinearJob {
                   {.file = lazy_.name}, "choose another --group or --format, or leave them out with a rule that keeps them");
     if (targets_.empty())
       refuse("model", "there is no linear layer to quantize", kept_.empty() ? "name a model whose layers weft knows" : "the rules keep all of them");
+    if (!stacks.empty())
+      warn(fmt::format("{} tensors hold the matrices of several experts each, which these formats have no place for; they stay as they are: '{}'{}",
+                       stacks.size(), printable(stacks.front()), stacks.size() == 1 ? "" : " and others"));
     for (const Target& target : targets_) by_name_.emplace(target.name, &target);
   }
 
@@ -529,12 +556,16 @@ class LinearJob {
     Added added;
     if (!plan_.exact) return added;
     const auto width = static_cast<std::size_t>(target.columns);
-    const auto weight_of = [&](std::size_t i) { return values[i] * values[i] * (importance.empty() ? 1.0F : importance[i % width]); };
+    // In double, where no square of a float overflows; a NaN among them would be no order.
+    const auto weight_of = [&](std::size_t i) {
+      const double share = importance.empty() ? 1.0 : static_cast<double>(importance[i % width]);
+      return std::isfinite(share) ? static_cast<double>(values[i]) * static_cast<double>(values[i]) * share : 0.0;
+    };
     std::vector<std::int64_t> order(values.size());
     for (std::size_t i = 0; i < order.size(); ++i) order[i] = static_cast<std::int64_t>(i);
     const auto size = static_cast<std::ptrdiff_t>(std::llround(options_.exact * static_cast<double>(values.size())));
     std::nth_element(order.begin(), order.begin() + size, order.end(), [&](std::int64_t a, std::int64_t b) {
-      const float x = weight_of(static_cast<std::size_t>(a)), y = weight_of(static_cast<std::size_t>(b));
+      const double x = weight_of(static_cast<std::size_t>(a)), y = weight_of(static_cast<std::size_t>(b));
       return x != y ? x > y : a < b;
     });
     added.at.assign(order.begin(), order.begin() + size);
@@ -918,6 +949,11 @@ class LinearJob {
   // ---- The output ----
 
   void replace_tensors(const std::shared_ptr<const Checkpoint>& made) {
+    const auto refuse_all = [this] {
+      refuse("model", fmt::format("none of the {} layers is in a block that the calibration text runs through", targets_.size()),
+             "use --method rtn, or let the rules keep fewer layers");
+    };
+    if (made == nullptr) refuse_all();
     std::map<std::string, std::vector<const TensorInfo*>> by_module;
     std::map<std::string, const TensorInfo*> changed;
     std::set<std::string> modules;
@@ -932,6 +968,7 @@ class LinearJob {
         by_module[module].push_back(&tensor);
     }
     std::vector<edit::Tensor> parts;
+    std::set<std::string> left;
     for (edit::Tensor& part : lazy_.parts.tensors) {
       if (const auto other = changed.find(part.name); other != changed.end()) {
         part.values = part.source = {made, other->second};
@@ -943,13 +980,26 @@ class LinearJob {
       }
       const Target& target = *by_name_.at(part.name);
       std::vector<const TensorInfo*>& own = by_module[target.module];
+      if (own.empty()) {
+        left.insert(target.module);
+        parts.push_back(std::move(part));
+        continue;
+      }
       for (const TensorInfo* tensor : own) {
         parts.push_back({tensor->name, {made, tensor}, {made, tensor}, part.inputs, {options_.method}});
         part_bytes_[target.module] += tensor->size_bytes;
       }
-      if (own.empty()) throw Error(ErrorCode::internal, fmt::format("nothing was made for '{}'", printable(part.name)));
     }
     lazy_.parts.tensors = std::move(parts);
+    // A pass over blocks sees the language model only, not the towers for images and sounds beside it.
+    if (!left.empty()) {
+      if (part_bytes_.empty()) refuse_all();
+      warn(fmt::format("{} layers are in no block that the calibration text runs through, and stay as they are: '{}'{}", left.size(),
+                       printable(*left.begin()), left.size() == 1 ? "" : " and others"));
+      by_name_.clear();
+      std::erase_if(targets_, [&](const Target& target) { return left.contains(target.module); });
+      plain_.insert(plain_.end(), left.begin(), left.end());
+    }
     // Files that are made anew by every run are no input: a job that was stopped must know itself again.
     if (spool_.path.empty()) lazy_.inputs.push_back(made);
   }
@@ -977,7 +1027,7 @@ class LinearJob {
       }
       case Format::awq:
         return Json::Object{{"quant_method", "awq"}, {"bits", bits},      {"group_size", group_size},
-                            {"zero_point", true},    {"version", "gemm"}, {"modules_to_not_convert", kept_list(true)}};
+                            {"zero_point", true},    {"version", "gemm"}, {"modules_to_not_convert", kept_list()}};
       case Format::compressed: {
         Json groups = Json::Object{};
         groups.set("group_0", compressed_group(bits, group, Json::Array{"Linear"}));
@@ -1002,7 +1052,7 @@ class LinearJob {
                             {"bnb_4bit_compute_dtype", std::string(info(targets_.front().dtype).torch_name)},
                             {"bnb_4bit_quant_storage", "uint8"},
                             {"llm_int8_threshold", 6.0},
-                            {"llm_int8_skip_modules", kept_list(true)},
+                            {"llm_int8_skip_modules", kept_list()},
                             {"llm_int8_enable_fp32_cpu_offload", false},
                             {"llm_int8_has_fp16_weight", false}};
       }
@@ -1010,10 +1060,12 @@ class LinearJob {
     return {};
   }
 
-  /// Layers that stay as they are; null for none.
-  [[nodiscard]] Json kept_list(bool with_head) const {
+  /// Layers that stay as they are.
+  [[nodiscard]] Json kept_list() const {
     Json::Array names;
-    if (with_head) names.emplace_back("lm_head");
+    names.emplace_back("lm_head");
+    for (const std::string& module : plain_)
+      if (module != "lm_head") names.emplace_back(module);
     for (const std::string& module : kept_) names.emplace_back(module);
     return names;
   }
@@ -1046,7 +1098,7 @@ class LinearJob {
 
   [[nodiscard]] Json compressed_config(Json groups) const {
     return Json::Object{{"config_groups", std::move(groups)},  {"format", std::string(codec::to_string(plan_.form))},
-                        {"global_compression_ratio", Json()},  {"ignore", kept_list(true)},
+                        {"global_compression_ratio", Json()},  {"ignore", kept_list()},
                         {"kv_cache_scheme", Json()},           {"quant_method", "compressed-tensors"},
                         {"quantization_status", "compressed"}, {"sparsity_config", Json::Object{}},
                         {"transform_config", Json::Object{}},  {"version", "0.20.0"}};
@@ -1125,7 +1177,8 @@ class LinearJob {
   fs::path output_, pass_folder_;
   std::vector<Target> targets_;
   std::map<std::string, const Target*, std::less<>> by_name_;
-  std::vector<std::string> kept_;
+  std::vector<std::string> kept_;   ///< by rules
+  std::vector<std::string> plain_;  ///< what is no layer of these formats
   std::vector<Layer> layers_;
   std::map<std::string, std::uint64_t> part_bytes_;
   std::uint64_t num_parameters_ = 0;

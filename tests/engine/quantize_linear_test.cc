@@ -1,14 +1,19 @@
 #include "engine/quantize_linear.h"
 
 #include <fmt/format.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <atomic>
 #include <cmath>
+#include <limits>
 #include <map>
 
 #include "base/file.h"
 #include "checkpoint/json.h"
+#include "checkpoint/output.h"
+#include "checkpoint/safetensors.h"
+#include "engine/block_pass.h"
 #include "engine/running_model.h"
 #include "math/convert.h"
 #include "support/errors.h"
@@ -272,6 +277,96 @@ TEST(QuantizeLinear, rules_keep_layers_or_give_them_a_width_of_their_own) {
   }
 }
 
+TEST(QuantizeLinear, awq_alone_clips_where_the_format_has_place_for_it_and_rounds_in_bitsandbytes) {
+  const TemporaryFolder folder;
+  LinearQuantizeOptions options;
+  options.method = "awq";
+  options.tokens = some_tokens(4, 32);
+  options.rules = {{.pattern = "mlp|layers\\.1", .keep = true, .bits = {}, .group = {}}};
+  options.format = "bnb-nf4";
+  EXPECT_EQ(quantize_linear(kModel, folder / "nf4", options).layers.size(), 4u);
+  options.method = "awq+rtn";
+  static_cast<void>(quantize_linear(kModel, folder / "same", options));
+  EXPECT_EQ(testing::read_file(folder / "nf4/model.safetensors"), testing::read_file(folder / "same/model.safetensors"));
+  options.format = "compressed-tensors";
+  static_cast<void>(quantize_linear(kModel, folder / "plain", options));
+  options.method = "awq";
+  static_cast<void>(quantize_linear(kModel, folder / "clipped", options));
+  EXPECT_NE(testing::read_file(folder / "plain/model.safetensors"), testing::read_file(folder / "clipped/model.safetensors"));
+}
+
+/// tiny-base with tensors beside it.
+std::string with_tensors(const fs::path& folder, const std::vector<std::pair<std::string, Shape>>& more) {
+  fs::create_directories(folder);
+  for (const char* name : {"config.json", "tokenizer.json", "tokenizer_config.json"}) fs::copy_file(fs::path(kModel) / name, folder / name);
+  const auto model = open_checkpoint(kModel);
+  std::vector<MadeTensor> tensors;
+  for (const TensorInfo& tensor : model->tensors()) {
+    tensors.push_back({tensor.name, tensor.dtype, tensor.shape, std::vector<std::byte>(tensor.size_bytes)});
+    model->read_bytes(tensor, 0, tensors.back().bytes);
+  }
+  for (const auto& [name, shape] : more) {
+    std::size_t size = 1;
+    for (const std::int64_t dim : shape) size *= static_cast<std::size_t>(dim);
+    tensors.push_back({name, DType::f16, shape, std::vector<std::byte>(2 * size)});
+  }
+  std::vector<TensorSpec> specs;
+  for (const MadeTensor& tensor : tensors) specs.push_back({tensor.name, tensor.dtype, tensor.shape});
+  OutputFile out(folder / "model.safetensors", Existing::replace);
+  out.create_files(plan_safetensors(specs, 0, {{"format", "pt"}}));
+  for (std::size_t i = 0; i < tensors.size(); ++i) out.write_tensor(i, 0, tensors[i].bytes);
+  out.commit();
+  return folder.string();
+}
+
+TEST(QuantizeLinear, layers_that_no_token_passes_stay_as_they_are_and_are_told_of) {
+  const TemporaryFolder folder;
+  const std::string tower = "vision_tower.layers.0.self_attn.q_proj", experts = "model.layers.0.mlp.experts.gate_up_proj";
+  const std::string model = with_tensors(folder / "model", {{tower + ".weight", {64, 64}}, {experts, {2, 64, 64}}});
+  LinearQuantizeOptions options;
+  options.format = "compressed-tensors";
+  options.method = "gptq";
+  options.group = 32;
+  options.tokens = some_tokens(4, 32);
+  const LinearQuantizeReport report = quantize_linear(model, folder / "out", options);
+  EXPECT_EQ(report.layers.size(), 14u);
+  EXPECT_THAT(report.warnings, ::testing::Contains(::testing::HasSubstr(tower)));
+  EXPECT_THAT(report.warnings, ::testing::Contains(::testing::HasSubstr(experts)));
+  const auto result = open_checkpoint((folder / "out").string());
+  EXPECT_TRUE(result->tensor(tower + ".weight").stored_as.empty());
+  EXPECT_FALSE(result->tensor(kUp).stored_as.empty());
+  EXPECT_NE(testing::read_file(folder / "out/config.json").find('"' + tower + '"'), std::string::npos) << "among what is ignored";
+  EXPECT_FALSE(fs::exists(folder / ".out.weft-blocks"));
+}
+
+TEST(QuantizeLinear, configs_name_the_routers_and_heads_that_tools_would_take_for_layers) {
+  const fs::path model = fs::path(WEFT_SOURCE_DIR) / "../shared/golden/logits/models/mixtral";
+  if (!fs::exists(model)) GTEST_SKIP() << "no reference data beside the repository";
+  const TemporaryFolder folder;
+  for (const auto& [format, key] :
+       {std::pair("compressed-tensors", "ignore"), std::pair("awq", "modules_to_not_convert"), std::pair("bnb-nf4", "llm_int8_skip_modules")}) {
+    SCOPED_TRACE(format);
+    LinearQuantizeOptions options;
+    options.format = format;
+    options.group = 0;
+    static_cast<void>(quantize_linear(model.string(), folder / format, options));
+    const Json config = read_json_file(folder / format / "config.json");
+    std::vector<std::string> names;
+    for (const Json& name : *config.find("quantization_config")->find(key)->array()) names.push_back(*name.string());
+    EXPECT_EQ(std::count(names.begin(), names.end(), "lm_head"), 1);
+    const auto result = open_checkpoint((folder / format).string());
+    std::size_t num_routers = 0;
+    for (const TensorInfo& tensor : result->tensors()) {
+      if (!tensor.name.ends_with(".block_sparse_moe.gate.weight")) continue;
+      ++num_routers;
+      EXPECT_TRUE(tensor.stored_as.empty());
+      EXPECT_EQ(std::count(names.begin(), names.end(), tensor.name.substr(0, tensor.name.size() - 7)), 1) << tensor.name;
+    }
+    EXPECT_GT(num_routers, 0u);
+    EXPECT_EQ(names.size(), num_routers + 1);
+  }
+}
+
 TEST(QuantizeLinear, what_cannot_be_is_refused_before_anything_is_written) {
   const TemporaryFolder folder;
   const fs::path output = folder / "out";
@@ -293,6 +388,10 @@ TEST(QuantizeLinear, what_cannot_be_is_refused_before_anything_is_written) {
   EXPECT_WEFT_ERROR(with([](Options& o) { o.format = "awq", o.bits = 3; }), invalid_argument, "4 bits");
   EXPECT_WEFT_ERROR(with([](Options& o) { o.group = 96; }), unsupported, "no multiple of the group of 96");
   EXPECT_WEFT_ERROR(with([](Options& o) { o.group = -3; }), invalid_argument, "makes no sense");
+  constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
+  EXPECT_WEFT_ERROR(with([](Options& o) { o.group = kMost; }), invalid_argument, "makes no sense");
+  EXPECT_WEFT_ERROR(with([](Options& o) { o.format = "compressed-tensors", o.rules = {{.pattern = "v_proj", .bits = 4, .group = kMost}}; }),
+                    invalid_argument, "in groups of 9223372036854775807");
   EXPECT_WEFT_ERROR(with([](Options& o) { o.rules = {{.pattern = "no_such", .keep = true, .bits = {}, .group = {}}}; }), invalid_argument,
                     "matches no linear layer");
   EXPECT_WEFT_ERROR(with([](Options& o) { o.rules = {{.pattern = "proj", .keep = true, .bits = {}, .group = {}}}; }), invalid_argument,
