@@ -783,6 +783,11 @@ class Planner {
         most_out = std::max(most_out, outputs(base_.tensor(*name)));
       }
       check_rank(lambda_d, rank);
+      // What is drawn is not in the file, so it is to be in proportion to the model.
+      constexpr std::uint64_t kMostRank = 8192;
+      if (rank > std::max({kMostRank, most_in, most_out}))
+        throw a_->error(ErrorCode::unsupported, fmt::format("projections of rank {} would have to be drawn for '{}'", rank, printable(module_.name)),
+                        lambda_d.name, "save the adapter again with save_projection");
     } else {
       const std::string advice = "the adapter is incomplete; fetch it again";
       a = &shared("vera_A", advice);

@@ -250,6 +250,9 @@ TEST_F(BadAdapter, of_kinds_that_weft_cannot_fold_is_unsupported) {
   expect(R"({"peft_type":"VERA","r":1})",
          {floats("base_model.model.m.vera_lambda_b", {2}, {1, 1}), floats("base_model.model.m.vera_lambda_d", {1}, {1})}, ErrorCode::unsupported,
          "does not hold 'vera_A'");
+  expect(R"({"peft_type":"VERA","r":8193,"save_projection":false})",
+         {floats("base_model.model.m.vera_lambda_b", {2}, {1, 1}), floats("base_model.model.m.vera_lambda_d", {8193}, std::vector<float>(8193))},
+         ErrorCode::unsupported, "projections of rank 8193");
   expect(R"({"peft_type":"VERA","r":2,"save_projection":false})",
          {floats("base_model.model.m.vera_lambda_b", {2}, {1, 1}), floats("base_model.model.m.vera_lambda_d", {1}, {1})}, ErrorCode::corrupt,
          "has rank 2 by adapter_config.json");
