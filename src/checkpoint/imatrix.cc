@@ -69,6 +69,9 @@ Imatrix read_gguf_form(const fs::path& file) {
       refuse(file, fmt::format("has {} sums for {} counts", to_string(tensor.shape), entry.counts.size()), name);
     check_numbers(file, name, entry.sums, "sum");
     check_numbers(file, counts->name, entry.counts, "count");
+    // Less than one token would make the means larger than the sums, and infinite in the end.
+    for (const float count : entry.counts)
+      if (count > 0 && count < 1) refuse(file, fmt::format("counts {} tokens", count), counts->name);
     imatrix.entries.emplace(stem, std::move(entry));
   }
   return imatrix;

@@ -11,6 +11,7 @@
 #include "checkpoint/json.h"
 #include "model/gguf_mix.h"
 #include "support/errors.h"
+#include "support/gguf_bytes.h"
 #include "support/sha256.h"
 #include "support/temporary_folder.h"
 #include "weft/edit.h"
@@ -334,6 +335,15 @@ TEST(Imatrix, damaged_files_are_refused) {
     EXPECT_THROW((void)read_imatrix(written(folder, "short.dat", good.substr(0, size))), Error) << size;
   EXPECT_WEFT_ERROR((void)read_imatrix(written(folder, "nan.dat", old_form({1, std::nanf(""), 1}, 1))), corrupt, "as value number 1");
   EXPECT_WEFT_ERROR((void)read_imatrix(written(folder, "negative.dat", old_form({1, 1, -1}, 1))), corrupt, "has -1 as value number 2");
+  const auto counted = [&](float count) {
+    testing::GgufBytes file;
+    file.head(2, 1).text_key("general.type", "imatrix").tensor("m.in_sum2", {2, 1}, 0, 0).tensor("m.counts", {1, 1}, 0, 32).pad();
+    file.number<float>(3e38F).number<float>(1).pad().number<float>(count).pad();
+    return read_imatrix(written(folder, "counted.gguf", file.bytes()));
+  };
+  EXPECT_EQ(counted(2).entries.at("m").importance(), (std::vector<float>{1.5e38F, 0.5F}));
+  EXPECT_EQ(counted(0).entries.at("m").importance(), (std::vector<float>{1, 1}));
+  EXPECT_WEFT_ERROR((void)counted(1e-38F), corrupt, "counts 1e-38 tokens");
   EXPECT_WEFT_ERROR((void)read_imatrix(written(folder, "text.dat", "this is a text and no importance matrix")), corrupt, "is no importance matrix");
   (void)convert(kBundled, folder / "model.gguf");
   EXPECT_WEFT_ERROR((void)read_imatrix(folder / "model.gguf"), invalid_argument, "but no importance matrix");
