@@ -514,6 +514,13 @@ class LinearJob {
     view->read_bytes(tensor, 0, bytes);
     std::vector<float> read(checked_size(tensor.num_elements, "matrix"));
     math::decode(tensor.dtype, bytes, read);
+    if (math::count_non_finite(read) > 0)
+      throw Error(
+          ErrorCode::unsupported,
+          fmt::format("tensor '{}' has values up to {}, for which {} has no scale", printable(target.name),
+                      std::fabs(*std::max_element(values.begin(), values.end(), [](float a, float b) { return std::fabs(a) < std::fabs(b); })),
+                      options_.format),
+          {.tensor = printable(target.name)}, "leave this layer out with a rule that keeps it");
     if (!result.decoded.empty()) {
       math::round_through(tensor.dtype, result.decoded);
       for (std::size_t i = 0; i < read.size(); ++i)

@@ -296,7 +296,7 @@ TEST(QuantizeLinear, awq_alone_clips_where_the_format_has_place_for_it_and_round
 }
 
 /// tiny-base with tensors beside it.
-std::string with_tensors(const fs::path& folder, const std::vector<std::pair<std::string, Shape>>& more) {
+std::string with_tensors(const fs::path& folder, const std::vector<std::pair<std::string, Shape>>& more, std::byte fill = {}) {
   fs::create_directories(folder);
   for (const char* name : {"config.json", "tokenizer.json", "tokenizer_config.json"}) fs::copy_file(fs::path(kModel) / name, folder / name);
   const auto model = open_checkpoint(kModel);
@@ -308,7 +308,7 @@ std::string with_tensors(const fs::path& folder, const std::vector<std::pair<std
   for (const auto& [name, shape] : more) {
     std::size_t size = 1;
     for (const std::int64_t dim : shape) size *= static_cast<std::size_t>(dim);
-    tensors.push_back({name, DType::f16, shape, std::vector<std::byte>(2 * size)});
+    tensors.push_back({name, DType::f16, shape, std::vector<std::byte>(2 * size, fill)});
   }
   std::vector<TensorSpec> specs;
   for (const MadeTensor& tensor : tensors) specs.push_back({tensor.name, tensor.dtype, tensor.shape});
@@ -337,6 +337,17 @@ TEST(QuantizeLinear, layers_that_no_token_passes_stay_as_they_are_and_are_told_o
   EXPECT_FALSE(result->tensor(kUp).stored_as.empty());
   EXPECT_NE(testing::read_file(folder / "out/config.json").find('"' + tower + '"'), std::string::npos) << "among what is ignored";
   EXPECT_FALSE(fs::exists(folder / ".out.weft-blocks"));
+}
+
+TEST(QuantizeLinear, values_that_the_scales_do_not_reach_are_refused_not_made_infinite) {
+  const TemporaryFolder folder;
+  // 0xFBFB is -65376 in float16, and the lowest of eight codes lies a little beyond.
+  const std::string name = "model.layers.9.mlp.up_proj.weight", model = with_tensors(folder / "model", {{name, {32, 128}}}, std::byte{0xFB});
+  LinearQuantizeOptions options;
+  options.bits = 3;
+  EXPECT_WEFT_ERROR(quantize_linear(model, folder / "out", options), unsupported, "up to 65376, for which gptq has no scale");
+  options.rules = {{.pattern = "layers\\.9", .keep = true, .bits = {}, .group = {}}};
+  EXPECT_EQ(quantize_linear(model, folder / "out", options).layers.size(), 14u);
 }
 
 TEST(QuantizeLinear, configs_name_the_routers_and_heads_that_tools_would_take_for_layers) {
