@@ -198,6 +198,28 @@ void read_summary(const std::string& text, std::vector<CalibratedLayer>& out) {
   }
 }
 
+/// Also of blocks that an earlier run has finished.
+void warn_of_skipped(engine::RunningModel& model, const std::vector<CalibratedLayer>& layers, const Json& point) {
+  const std::uint64_t skipped = point.find("num_skipped")->unsigned_integer().value_or(0);
+  const Json::Array& weights = *point.find("weights")->array();
+  if (skipped == 0 || weights.empty()) return;
+  const std::string& first = *weights.front().string();
+  const auto layer = std::find_if(layers.begin(), layers.end(), [&first](const CalibratedLayer& one) { return one.name == first; });
+  const std::uint64_t summed = layer == layers.end() ? 0 : layer->num_tokens;
+  model.warn(fmt::format("{} of {} inputs of {} held NaN or infinities and were left out", skipped, skipped + summed, printable(first)));
+}
+
+/// Names what no token reached: experts, above all.
+void warn_of_unreached(engine::RunningModel& model, const std::vector<CalibratedLayer>& layers) {
+  constexpr std::size_t kNamed = 12;
+  std::string names;
+  std::size_t count = 0;
+  for (const CalibratedLayer& layer : layers)
+    if (layer.num_tokens == 0 && ++count <= kNamed) names += fmt::format("{}'{}'", names.empty() ? "" : ", ", printable(layer.name));
+  if (count > kNamed) names += fmt::format(" and {} more", count - kNamed);
+  if (count > 0) model.warn(fmt::format("no token reached {}: there are no statistics of {}", names, count == 1 ? "it" : "them"));
+}
+
 std::map<std::string, std::string> manifest(const engine::RunningModel& model, const engine::CalibrationData& data, const CalibrateOptions& options,
                                             const CalibrateReport& report, Json points) {
   const Json about(Json::Object{{"kind", Json("statistics")},
@@ -260,9 +282,6 @@ CalibrateReport calibrate(std::string_view model_name, const fs::path& output, c
         }
         own_points.emplace_back(fmt::format("layers.{}.{}", block.layer(), to_string(own.point)),
                                 Json(Json::Object{{"weights", Json(std::move(weights))}, {"num_skipped", Json(own.num_skipped)}}));
-        if (own.num_skipped > 0)
-          model.warn(fmt::format("{} of {} inputs of {} held NaN or infinities and were left out", own.num_skipped, own.num_skipped + own.num_tokens,
-                                 own.weights.front()));
       }
       block.note(kSummaryNote, write_json(summary_json(layers)));
       block.note("points", write_json(Json(std::move(own_points))));
@@ -271,13 +290,12 @@ CalibrateReport calibrate(std::string_view model_name, const fs::path& output, c
   for (const auto& notes : results.notes) {
     read_summary(notes.at(kSummaryNote), report.layers);
     Json own = parse_json(notes.at("points"), "the notes of a finished block");
-    for (auto& point : *own.object()) points.push_back(std::move(point));
-  }
-  for (const CalibratedLayer& layer : report.layers)
-    if (layer.num_tokens == 0) {
-      model.warn(fmt::format("no token reached '{}': there are no statistics of it", layer.name));
-      break;
+    for (auto& point : *own.object()) {
+      warn_of_skipped(model, report.layers, point.second);
+      points.push_back(std::move(point));
     }
+  }
+  warn_of_unreached(model, report.layers);
 
   model.files().checkpoint->check_unchanged();
   if (is_imatrix) {
