@@ -222,16 +222,23 @@ class TransformerSpaces {
   bool is_tied_ = false;
 };
 
+bool is_relu(const Json* activation) { return activation == nullptr || activation->string() == nullptr || *activation->string() == "relu"; }
+
 /// Networks of images: what each step gives is a space of units, free in order and, behind ReLU, in scale, but for the first and the last.
 void add_image_spaces(const Architecture& architecture, const Json& config, const Checkpoint& checkpoint, NetworkSpaces& out) {
   std::vector<std::string> names;
+  std::set<std::size_t> bent;  // by something that is no ReLU
   const bool is_perceptron = architecture.forward.kind == NetworkKind::perceptron;
   if (is_perceptron) {
     for (int i = 0; i < num_layers(architecture, config); ++i) names.push_back(fmt::format("layers.{}", i));
+    if (!is_relu(config.find("activation")))
+      for (std::size_t i = 0; i < names.size(); ++i) bent.insert(i);
   } else if (const Json* steps = config.find(architecture.listed_in); steps != nullptr && steps->array() != nullptr) {
-    for (const Json& step : *steps->array())
+    for (const Json& step : *steps->array()) {
       for (const char* kind : {"conv2d", "linear"})
         if (const Json* name = step.find(kind); name != nullptr && name->string() != nullptr) names.push_back(*name->string());
+      if (!names.empty() && !is_relu(step.find("activation"))) bent.insert(names.size() - 1);
+    }
   }
   std::string before = "input";
   std::int64_t before_size = 0;
@@ -243,8 +250,11 @@ void add_image_spaces(const Architecture& architecture, const Json& config, cons
       out.spaces.push_back({before, before_size, 0, 0, "inputs are what they are"});
     }
     const std::string units = i + 1 == names.size() ? "class" : fmt::format("units.{}", i);
-    const unsigned allows = i + 1 == names.size() ? 0U : kPermute | kScale;
-    out.spaces.push_back({units, weight.shape[0], allows, allows, allows == 0 ? "classes have their numbers" : "ReLU acts on each unit by itself"});
+    const unsigned allows = i + 1 == names.size() ? 0U : bent.contains(i) ? kPermute : kPermute | kScale;
+    const char* reason = allows == 0          ? "classes have their numbers"
+                         : allows == kPermute ? "an activation acts on each unit by itself"
+                                              : "ReLU acts on each unit by itself";
+    out.spaces.push_back({units, weight.shape[0], allows, allows, reason});
     std::vector<Axis> axes = {leaf(units), leaf(before, Side::read)};
     if (before_size > 0 && weight.shape[1] != before_size && weight.shape[1] % before_size == 0) {
       // Planes of pixels, laid flat.
