@@ -33,7 +33,14 @@ std::string named(const UnfinishedJob& job) { return printable((job.output.empty
 
 void print_job(const UnfinishedJob& job) {
   std::printf("%s  %s\n", paint(stdout, Style::bold, named(job)).c_str(), state_of(job));
-  if (!job.what.empty())
+  const std::string kept = job.folder.filename().string();
+  if (kept.ends_with(".weft-search"))
+    std::printf("  %s\n", fmt::format("searching: {} candidates evaluated", job.num_finished).c_str());
+  else if (kept.ends_with(".weft-blocks"))
+    std::printf("  %s\n", fmt::format("{}: {} of {} blocks finished, {} kept", job.what.empty() ? "passing over blocks" : job.what, job.num_finished,
+                                      job.num_tensors, format_size(job.finished_bytes))
+                              .c_str());
+  else if (!job.what.empty())
     std::printf("  %s\n", fmt::format("{}: {} of {} tensors finished, {} of {}", job.what, job.num_finished, job.num_tensors,
                                       format_size(job.finished_bytes), format_size(job.size_bytes))
                               .c_str());

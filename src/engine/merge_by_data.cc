@@ -234,10 +234,19 @@ class Regression {
     if (!config_.plusplus) options.embed_with = [this](const Activations::Batch& batch) -> model::Network& { return *models_[batch.group]; };
     for (const auto& checkpoint : checkpoints_) options.ingredients.push_back(model_ingredient(checkpoint->path().string(), *checkpoint));
     BlockPass pass(*merged_, std::move(tokens), options);
-    return pass.run([this](Block& block) { visit(block); });
+    BlockPassResult result = pass.run([this](Block& block) { visit(block); });
+    // Also of blocks that an earlier run has merged.
+    for (const auto& notes : result.notes)
+      for (const auto& [key, value] : notes)
+        if (key.starts_with(kWarning)) merged_->warn(value);
+    return result;
   }
 
  private:
+  static constexpr std::string_view kWarning = "warning ";
+
+  void warn(Block& block, std::string text) { block.note(fmt::format("{}{:06}", kWarning, num_warnings_++), std::move(text)); }
+
   void visit(Block& block) {
     std::map<InputPoint, std::vector<const model::BlockTensor*>> points;
     const RE2 exclude(config_.exclude.empty() ? "[^\\s\\S]" : config_.exclude);
@@ -307,11 +316,10 @@ class Regression {
       const merge::RegMean method(inputs, columns, config_.off_diagonal);
       seen.erase(point);
       if (method.is_ridged())
-        merged_->warn(
-            fmt::format("block {}: the texts do not reach every direction of the {} inputs of '{}': a little was added to the diagonal; more "
-                        "text, or off_diagonal below 1, helps",
-                        block.layer(), columns, first.tensor->name));
-      if (method.is_mean()) merged_->warn(fmt::format("block {}: no token reached '{}': it is the plain mean", block.layer(), first.tensor->name));
+        warn(block, fmt::format("block {}: the texts do not reach every direction of the {} inputs of '{}': a little was added to the diagonal; more "
+                                "text, or off_diagonal below 1, helps",
+                                block.layer(), columns, first.tensor->name));
+      if (method.is_mean()) warn(block, fmt::format("block {}: no token reached '{}': it is the plain mean", block.layer(), first.tensor->name));
       for (const model::BlockTensor* linear : linears) merge_one(block, method, *linear, team);
     }
   }
@@ -347,6 +355,7 @@ class Regression {
   std::unique_ptr<RunningModel> merged_;  ///< norms, biases and embeddings are means; blocks change as they are merged
   std::unique_ptr<model::BlockWeights> weights_;
   std::size_t weights_model_ = 0, weights_layer_ = 0;
+  std::size_t num_warnings_ = 0;
 };
 
 }  // namespace

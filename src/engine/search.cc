@@ -1,8 +1,11 @@
 #include "weft/search.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/file.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <functional>
@@ -230,10 +233,29 @@ void make_parents(const fs::path& file) {
 // ---- What has been evaluated, kept so that the same search goes on
 
 class Log {
+  /// Two searches that write here would spoil each other's lines.
+  class Lock {
+   public:
+    explicit Lock(const fs::path& file) : fd_(SystemCalls::current().open(file.c_str(), O_RDWR | O_CLOEXEC, 0)) {
+      if (fd_ < 0) throw path_error(errno, "open", file);
+      if (SystemCalls::current().flock(fd_, LOCK_EX | LOCK_NB) == 0) return;
+      SystemCalls::current().close(fd_);
+      throw Error(ErrorCode::io, "another search is at work here", {.file = file.string()}, "wait for it, or choose another output");
+    }
+    ~Lock() { SystemCalls::current().close(fd_); }
+    Lock(const Lock&) = delete;
+    Lock& operator=(const Lock&) = delete;
+
+   private:
+    int fd_;
+  };
+
  public:
   Log(fs::path file, const std::string& digest) : path_(std::move(file)) {
     const std::string head = fmt::format("weft-search 1 {}\n", digest);
-    if (path_kind(path_) == PathKind::file) {
+    const bool exists = path_kind(path_) == PathKind::file;
+    if (exists) lock_ = std::make_unique<Lock>(path_);
+    if (exists) {
       const std::string text = read_text_file(path_, std::uint64_t{1} << 30);
       if (!text.starts_with(head))
         throw Error(ErrorCode::invalid_argument, "an unfinished search lies here that is not the same", {.file = path_.string()},
@@ -252,6 +274,7 @@ class Log {
       file_ = File(path_, FileMode::update);
     } else {
       file_ = File(path_, FileMode::create_new);
+      lock_ = std::make_unique<Lock>(path_);
       file_.write(0, std::as_bytes(std::span(head)));
       end_ = head.size();
     }
@@ -269,10 +292,12 @@ class Log {
   void remove() {
     file_.close();
     remove_file(path_);
+    lock_.reset();
   }
 
  private:
   fs::path path_;
+  std::unique_ptr<Lock> lock_;
   File file_;
   std::uint64_t end_ = 0;
   std::map<std::string, double> known_;

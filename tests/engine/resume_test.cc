@@ -21,6 +21,7 @@
 #include "support/memory_checkpoint.h"
 #include "support/safetensors_bytes.h"
 #include "support/temporary_folder.h"
+#include "weft/calibrate.h"
 #include "weft/inspect.h"
 #include "weft/weft.h"
 
@@ -242,6 +243,152 @@ TEST_F(Resume, every_command_that_makes_a_model_goes_on_and_refuses_what_is_not_
     remove();
     EXPECT_THAT(unfinished_jobs(work_.path()), IsEmpty());
   }
+}
+
+/// Counts what is written.
+class CountCalls : public SystemCalls {
+ public:
+  ssize_t pwrite(int fd, const void* data, std::size_t size, off_t offset) override {
+    bytes += size;
+    return SystemCalls::pwrite(fd, data, size, offset);
+  }
+  std::atomic<std::uint64_t> bytes = 0;
+};
+
+/// Cancels once a file whose path holds this is opened.
+class StopAtFile : public SystemCalls {
+ public:
+  StopAtFile(std::atomic<bool>& cancel, std::string name) : cancel_(cancel), name_(std::move(name)) {}
+  int open(const char* path, int flags, unsigned mode) override {
+    if (std::string_view(path).find(name_) != std::string_view::npos) cancel_ = true;
+    return SystemCalls::open(path, flags, mode);
+  }
+
+ private:
+  std::atomic<bool>& cancel_;
+  std::string name_;
+};
+
+TEST_F(Resume, passes_over_blocks_go_on_behind_the_last_finished_one) {
+  const std::string models = WEFT_SOURCE_DIR "/models/";
+  std::string text, other;
+  for (int i = 0; i < 600; ++i) {
+    text += i % 5 == 0 ? "in the beginning. " : "and god said let there be light ";
+    other += i % 3 == 0 ? "def f(x):\n    return x\n" : "import self\n";
+  }
+  write_file(work_ / "a.txt", text);
+  write_file(work_ / "b.txt", other);
+  const auto calibrated = [&](bool imatrix, std::uint64_t samples) -> Run {
+    return [=, this](const fs::path& out, const JobOptions& options) -> JobReport {
+      CalibrateOptions all;
+      static_cast<JobOptions&>(all) = options;
+      all.text.files = {work_ / "a.txt"};
+      all.text.num_sequences = samples;
+      all.text.length = 64;
+      all.gram = !imatrix;
+      return calibrate(models + "tiny-base", out.string() + (imatrix ? ".gguf" : ".safetensors"), all);
+    };
+  };
+  const auto regressed = [&](const std::string& method, int samples) -> Run {
+    const std::string config = "merge_method: " + method + "\nmodels:\n- {model: " + models + "tiny-german, text: " + (work_ / "a.txt").string() +
+                               "}\n- {model: " + models + "tiny-python, text: " + (work_ / "b.txt").string() +
+                               "}\nparameters: {samples: " + std::to_string(samples) + ", length: 64}\n";
+    return [=](const fs::path& out, const JobOptions& options) {
+      MergeOptions all;
+      static_cast<JobOptions&>(all) = options;
+      return merge_models(config, "regmean.yml", out, all);
+    };
+  };
+  struct Case {
+    const char* name;
+    Run run, differs;
+    std::string made;
+  };
+  for (const Case& one : std::vector<Case>{{"statistics", calibrated(false, 6), calibrated(false, 7), "out.safetensors"},
+                                           {"importance matrix", calibrated(true, 6), calibrated(true, 7), "out.gguf"},
+                                           {"RegMean", regressed("regmean", 6), regressed("regmean", 7), "out"},
+                                           {"RegMean++", regressed("regmean_plusplus", 6), regressed("regmean_plusplus", 7), "out"}}) {
+    SCOPED_TRACE(one.name);
+    const fs::path made = work_ / one.made, kept = work_ / ("." + one.made + ".weft-blocks");
+    const auto bytes_of = [&] { return fs::is_directory(made) ? contents(made) : std::map<std::string, std::string>{{"", read_file(made)}}; };
+    JobOptions options;
+    options.journal_seconds = 0;
+    std::uint64_t whole_bytes = 0;
+    std::vector<std::string> warnings;
+    {
+      CountCalls calls;
+      const ScopedSystemCalls scoped(calls);
+      warnings = one.run(work_ / "out", options).warnings;
+      whole_bytes = calls.bytes;
+    }
+    const std::map<std::string, std::string> whole = bytes_of();
+    fs::remove_all(made);
+    const std::vector<std::string> before = tree(work_.path());
+    // In the first block, behind it, and while a merge's output itself is written.
+    const bool merges = one.made == "out";
+    const auto stopped_at = [&](const std::string& name) {
+      std::atomic<bool> cancel{false};
+      StopAtFile calls(cancel, name);
+      const ScopedSystemCalls scoped(calls);
+      JobOptions stopping = options;
+      stopping.cancel = &cancel;
+      return error_of([&] { (void)one.run(work_ / "out", stopping); });
+    };
+    for (const std::string place : {"weft-blocks/journal", "block-00000", "output"}) {
+      const std::optional<Error> error =
+          place == "output" ? stopped_after(one.run, work_ / "out", whole_bytes * 95 / 100, options) : stopped_at(place);
+      if (!merges && place == "output") {
+        EXPECT_FALSE(error) << "a small file is written to its end";
+        fs::remove_all(made);
+        continue;
+      }
+      ASSERT_TRUE(error) << place;
+      EXPECT_EQ(error->code(), ErrorCode::interrupted) << error->what();
+      EXPECT_FALSE(fs::exists(made));
+      ASSERT_TRUE(fs::exists(kept / "journal"));
+      // Listed in the folder of its output, for the output, and by its own name.
+      std::vector<UnfinishedJob> jobs = unfinished_jobs(work_.path());
+      std::erase_if(jobs, [&](const UnfinishedJob& job) { return job.folder != fs::canonical(kept); });
+      ASSERT_EQ(jobs.size(), 1u);
+      EXPECT_EQ(jobs[0].output, fs::canonical(work_.path()) / one.made);
+      EXPECT_EQ(jobs[0].num_tensors, 2u) << "the model has two blocks";
+      EXPECT_EQ(jobs[0].resumable, jobs[0].num_finished > 0);
+      EXPECT_FALSE(jobs[0].running);
+      ASSERT_FALSE(unfinished_jobs(made).empty());
+      ASSERT_EQ(unfinished_jobs(kept).size(), 1u);
+      const std::optional<Error> refused = error_of([&] { (void)one.differs(work_ / "out", options); });
+      ASSERT_TRUE(refused);
+      EXPECT_EQ(refused->code(), ErrorCode::invalid_argument);
+      CountCalls calls;
+      JobReport report;
+      {
+        const ScopedSystemCalls scoped(calls);
+        report = one.run(work_ / "out", options);
+      }
+      EXPECT_TRUE(bytes_of() == whole) << place;
+      EXPECT_EQ(report.warnings, warnings);
+      if (place != "weft-blocks/journal") {
+        EXPECT_LT(calls.bytes, whole_bytes) << place << ": nothing was resumed";
+      }
+      fs::remove_all(made);
+      EXPECT_EQ(tree(work_.path()), before) << "something was left behind";
+    }
+    ASSERT_TRUE(stopped_at("block-00000"));
+    for (const UnfinishedJob& job : unfinished_jobs(made)) discard_job(job);
+    EXPECT_EQ(tree(work_.path()), before);
+  }
+}
+
+TEST_F(Resume, files_that_only_look_like_what_a_pass_keeps_are_passed_over) {
+  write_file(work_ / ".out.weft-blocks", "a file");
+  fs::create_directories(work_ / ".other.weft-blocks");
+  fs::create_directories(work_ / ".out.weft-search");
+  write_file(work_ / ".weft-search", "no output");
+  EXPECT_THAT(unfinished_jobs(work_.path()), IsEmpty());
+  EXPECT_WEFT_ERROR(unfinished_jobs(work_ / "out"), not_found, "no folder");
+  write_file(work_ / ".third.weft-search", "written by someone else\n");
+  ASSERT_EQ(unfinished_jobs(work_.path()).size(), 1u);
+  EXPECT_FALSE(unfinished_jobs(work_.path())[0].resumable);
 }
 
 TEST_F(Resume, the_error_names_what_is_kept_and_jobs_lists_it) {

@@ -14,6 +14,7 @@
 #include "support/temporary_folder.h"
 #include "weft/checkpoint.h"
 #include "weft/evaluate.h"
+#include "weft/job.h"
 
 namespace weft {
 namespace {
@@ -106,6 +107,12 @@ TEST_F(Search, goes_on_with_what_was_evaluated_and_comes_to_the_same_end) {
   EXPECT_WEFT_ERROR(run(recipe("lcsc", 24), "found.yml", options), interrupted,
                     "goes on");
   EXPECT_FALSE(fs::exists(folder_ / "found.yml"));
+  const std::vector<UnfinishedJob> jobs = unfinished_jobs(folder_ / "found.yml");
+  ASSERT_EQ(jobs.size(), 1U);
+  EXPECT_EQ(jobs[0].output.filename(), "found.yml");
+  EXPECT_EQ(jobs[0].what, "searching");
+  EXPECT_GE(jobs[0].num_finished, 11U);
+  EXPECT_TRUE(jobs[0].resumable);
   EXPECT_WEFT_ERROR(run(recipe("lcsc", 25), "found.yml"), invalid_argument,
                     "not the same");
   const SearchReport resumed = run(recipe("lcsc", 24), "found.yml");
