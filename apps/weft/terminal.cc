@@ -9,6 +9,8 @@
 #include <clocale>
 #include <cmath>
 #include <cstdlib>
+#include <string_view>
+#include <utility>
 
 #include "base/text.h"
 
@@ -107,6 +109,18 @@ void Table::print(std::FILE* stream, int indent) const {
   for (const auto& cells : rows_) std::fprintf(stream, "%s\n", line(cells).c_str());
 }
 
+namespace {
+
+/// What a job counts, by what it says that it does: bytes, unless it is named here.
+std::string_view counted_by(std::string_view what) {
+  constexpr std::pair<std::string_view, std::string_view> kCounted[] = {{"running blocks", "tokens"}, {"searching", "evaluations"}};
+  for (const auto& [job, counted] : kCounted)
+    if (job == what) return counted;
+  return {};
+}
+
+}  // namespace
+
 ProgressLine::ProgressLine() : in_place_(is_terminal(stderr)), bars_(false) {
   if (!in_place_) return;
   std::setlocale(LC_CTYPE, "");  // only to learn whether the terminal shows UTF-8
@@ -127,11 +141,17 @@ void ProgressLine::show(const Progress& progress) {
     for (int i = 0; i < kBarWidth; ++i) text += bars_ ? (i < full ? "━" : "╌") : (i < full ? "#" : ".");
     text += "  ";
   }
-  text += fmt::format("{:3.0f} %  {} of {}", share * 100, format_size(progress.done_bytes), format_size(progress.total_bytes));
+  const std::string_view counted = counted_by(progress.what);
+  if (counted.empty())
+    text += fmt::format("{:3.0f} %  {} of {}", share * 100, format_size(progress.done_bytes), format_size(progress.total_bytes));
+  else
+    text += fmt::format("{:3.0f} %  {} of {} {}", share * 100, progress.done_bytes, progress.total_bytes, counted);
   if (progress.elapsed_seconds > 0.5 && progress.done_bytes > 0) {
     const double rate = static_cast<double>(progress.done_bytes) / progress.elapsed_seconds;
     const double left = static_cast<double>(progress.total_bytes - std::min(progress.done_bytes, progress.total_bytes)) / rate;
-    text += fmt::format("  {}/s  {} left", format_size(static_cast<std::uint64_t>(rate)), format_seconds(std::ceil(left)));
+    const std::string speed =
+        counted.empty() ? format_size(static_cast<std::uint64_t>(rate)) : fmt::format("{:.{}f} {}", rate, rate < 10 ? 2 : 0, counted);
+    text += fmt::format("  {}/s  {} left", speed, format_seconds(std::ceil(left)));
   }
   if (in_place_) {
     std::fprintf(stderr, "\r\033[K%s", text.c_str());
