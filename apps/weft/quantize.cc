@@ -28,7 +28,8 @@ struct Arguments {
   std::vector<std::filesystem::path> eval_files;
   std::uint64_t eval_windows = 0, eval_window = 0;
   bool symmetric = false, asymmetric = false;
-  std::uint64_t bits = 4, group = 128, rank = 8;
+  static constexpr std::uint64_t kNotGiven = ~std::uint64_t{0};
+  std::uint64_t bits = kNotGiven, group = 128, rank = 8;
 };
 
 std::vector<std::string> words_of(const std::string& text) {
@@ -111,6 +112,17 @@ double real_argument(const std::string& text, const char* option) {
   return value;
 }
 
+/// "3.2bpw", or a size.
+void read_budget(const std::string& text, LinearQuantization& linear) {
+  constexpr std::string_view kUnit = "bpw";
+  linear.budget_bits.reset();
+  linear.budget_bytes.reset();
+  if (text.size() > kUnit.size() && text.ends_with(kUnit))
+    linear.budget_bits = real_argument(text.substr(0, text.size() - kUnit.size()), "--budget");
+  else
+    linear.budget_bytes = parse_size(text);
+}
+
 /// The options of folders.
 void add_linear_options(Command& command, const std::shared_ptr<Arguments>& arguments) {
   LinearQuantization& linear = arguments->options.linear;
@@ -126,6 +138,10 @@ void add_linear_options(Command& command, const std::shared_ptr<Arguments>& argu
   };
   command.group("Folders");
   command.number({"--bits"}, arguments->bits, "of an integer code").default_text = "4";
+  command.custom({"--budget"}, "SIZE",
+                 "a width for each layer, chosen so that all lose least: 3.2bpw (bits a weight of these layers, with scales) or 2.1GiB (all of the "
+                 "model's tensors)",
+                 [&linear](const std::string& text) { read_budget(text, linear); });
   command.number({"--group"}, arguments->group, "inputs that share a scale; 0: a whole row").default_text = "128";
   choice("--numbers", "KIND", linear.numbers, "what codes stand for: fp8 to mxfp8 in compressed-tensors, nf4 to e5m2 in weft's own form",
          {"int", "fp8", "fp8-block", "nvfp4", "mxfp4", "mxfp6", "mxfp8", "nf4", "e2m1", "e2m3", "e3m2", "e3m0", "e4m3", "e5m2"}, "int");
@@ -158,7 +174,13 @@ int run_quantize(Arguments& arguments) {
     throw Error(ErrorCode::invalid_argument, "--symmetric and --asymmetric contradict each other", {.key = "--symmetric"}, "give one of them");
   if (arguments.symmetric || arguments.asymmetric) options.linear.symmetric = arguments.symmetric;
   constexpr std::uint64_t kMost = 1 << 30;
-  options.linear.bits = static_cast<int>(std::min(arguments.bits, kMost));
+  const bool has_budget = options.linear.budget_bits || options.linear.budget_bytes;
+  if (arguments.bits != Arguments::kNotGiven) {
+    if (has_budget)
+      throw Error(ErrorCode::invalid_argument, "--bits and --budget contradict each other", {.key = "--budget"},
+                  "give one of them; a --rule PATTERN=BITS holds beside a budget");
+    options.linear.bits = static_cast<int>(std::min(arguments.bits, kMost));
+  }
   options.linear.group = static_cast<std::int64_t>(std::min(arguments.group, kMost));
   options.linear.rank = static_cast<std::int64_t>(std::min(arguments.rank, kMost));
   if (!arguments.rules_file.empty()) options.rules_text = text_of(arguments.rules_file);

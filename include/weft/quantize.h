@@ -36,7 +36,11 @@ struct LinearQuantization {
   std::int64_t rank = 8;          ///< of lorc
   double exact = 0.001;           ///< share of the weights that `exact` leaves out of the codes
   bool nested = false;            ///< bitsandbytes' scales in 8 bits
-  CalibrationText calibration;    ///< no files: only methods that need none
+  /// A width for each layer instead of `bits` for all, so that the layers' losses sum to the least within the budget. Of the quantized layers, bits a
+  /// weight with scales and all; of all the model's tensors, bytes.
+  std::optional<double> budget_bits;
+  std::optional<std::uint64_t> budget_bytes;
+  CalibrationText calibration;  ///< no files: only methods that need none
 };
 
 struct QuantizeOptions : JobOptions {

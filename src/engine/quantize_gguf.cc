@@ -418,6 +418,9 @@ OutputJob make_job(const QuantizeRequest& request, const GgufChooser& choose) {
 }  // namespace
 
 QuantizeReport quantize_gguf(const QuantizeRequest& request) {
+  if (request.options.linear.budget_bits || request.options.linear.budget_bytes)
+    throw Error(ErrorCode::unsupported, "GGUF files have types with mixes of their own, which no budget chooses", {.key = "budget"},
+                "choose a type by its bits a weight ('weft help quantize' lists them), or write --format gptq");
   const QuantizeOptions& options = request.options;
   const model::GgufFileType& file_type = model::gguf_file_type(request.argument);
   if (!options.method.empty() && options.method != "rtn")

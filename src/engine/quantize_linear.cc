@@ -29,6 +29,7 @@
 #include "engine/output_job.h"
 #include "math/convert.h"
 #include "model/architecture.h"
+#include "quantize/allocate.h"
 #include "quantize/low_rank.h"
 #include "quantize/scale_fold.h"
 #include "quantize/solver.h"
@@ -299,6 +300,7 @@ struct Target {
   DType dtype = DType::bf16;
   std::int64_t rows = 0, columns = 0;
   int bits = 4;
+  bool bits_given = false;  ///< by a rule: a budget does not change them
   std::int64_t group = 128;
   const TensorInfo* tensor = nullptr;
   std::shared_ptr<const Checkpoint> checkpoint;
@@ -332,6 +334,7 @@ class LinearJob {
       throw Error(ErrorCode::invalid_argument, fmt::format("the output '{}' exists already", output.string()), {.file = output.string()},
                   "choose another name, or give --force to replace it");
     find_targets();
+    if (has_budget()) find_widths();
   }
 
   [[nodiscard]] bool wants_activations() const { return needs_calibration(options_.method) || options_.tokens != nullptr || options_.calibration; }
@@ -340,6 +343,7 @@ class LinearJob {
   LinearQuantizeReport run(std::string_view model) {
     const auto start = std::chrono::steady_clock::now();
     std::shared_ptr<const Checkpoint> made;
+    if (has_budget()) choose_widths(model);
     if (options_.dry_run) {
       made = nullptr;
     } else if (wants_activations()) {
@@ -361,6 +365,7 @@ class LinearJob {
     static_cast<JobReport&>(report) = std::move(batch.run().front());
     if (!pass_folder_.empty() && !options_.dry_run) remove_tree(pass_folder_);
     report.layers = std::move(layers_);
+    report.num_parameters = num_parameters_;  // not of the tensors that hold them packed
     report.elapsed_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     std::uint64_t weights = 0, bits = 0;
     for (const Target& target : targets_) weights += static_cast<std::uint64_t>(target.rows * target.columns);
@@ -412,6 +417,7 @@ class LinearJob {
             refuse("rule", fmt::format("{} has one width and group for all layers", options_.format),
                    "--format gptq and compressed-tensors take a rule for each");
           target.bits = rule.bits.value_or(target.bits);
+          target.bits_given = rule.bits.has_value();
           target.group = rule.group.value_or(target.group);
           if (target.bits < 2 || target.bits > 8 || target.group < 0 || target.group > kMaxGroup)
             refuse("rule", fmt::format("the rule '{}' asks for {} bits in groups of {}", rule.pattern, target.bits, target.group),
@@ -601,11 +607,48 @@ class LinearJob {
 
   // ---- Without activations ----
 
+  Result round_layer(const Target& target, const std::vector<float>& values) const {
+    std::optional<QuantizedLinear> solved;
+    if (plan_.exact || plan_.lorc) {
+      std::vector<float> rest = values;
+      Added added = take_exact(target, rest, {});
+      solved = quantize::round_to_nearest(rest, target.rows, target.columns, options_for(target));
+      complete(target, *solved, std::move(added), values, {});
+    }
+    return pack(target, values, solved ? &*solved : nullptr);
+  }
+
+  static double loss_of_weights(std::span<const float> values, std::span<const float> decoded) {
+    double lost = 0, whole = 0;
+    for (std::size_t k = 0; k < values.size(); ++k) {
+      const double difference = static_cast<double>(decoded[k]) - values[k];
+      lost += difference * difference;
+      whole += static_cast<double>(values[k]) * values[k];
+    }
+    return whole > 0 ? lost / whole : 0;
+  }
+
+  /// For each layer, from several threads. Values, what is left of them and of the codes, twice in float32 each; what is packed and its check.
+  template <typename Work>
+  void for_each_target(MemoryBudget& budget, const Work& work) const {
+    std::atomic<std::size_t> next = 0;
+    WorkerPool pool(std::max(1, options_.threads == 0 ? usable_cores() : options_.threads));
+    pool.run([&](int) {
+      for (std::size_t i = next++; i < targets_.size(); i = next++) {
+        if (options_.cancel != nullptr && options_.cancel->load()) throw Error(ErrorCode::interrupted, "quantizing was interrupted");
+        if (pool.stop_token().stop_requested()) return;
+        constexpr std::uint64_t kBytesAWeight = 20;
+        const MemoryBudget::Share share = budget.acquire(
+            kBytesAWeight * static_cast<std::uint64_t>(targets_[i].rows) * static_cast<std::uint64_t>(targets_[i].columns), "quantizing a layer");
+        work(i);
+      }
+    });
+  }
+
   std::shared_ptr<const Checkpoint> round_all() {
     std::vector<std::vector<MadeTensor>> made(targets_.size());
     std::vector<std::shared_ptr<const Checkpoint>> spooled(targets_.size());
     std::vector<Layer> layers(targets_.size());
-    std::atomic<std::size_t> next = 0;
     std::mutex told;
     // What is made waits in memory until it is written in the output's order; where it is too much for that, in files.
     MemoryBudget budget(options_.memory_bytes);
@@ -618,41 +661,19 @@ class LinearJob {
       spool_.path = block_pass_folder(output_);
       fs::create_directories(spool_.path);
     }
-    WorkerPool pool(std::max(1, options_.threads == 0 ? usable_cores() : options_.threads));
-    pool.run([&](int) {
-      for (std::size_t i = next++; i < targets_.size(); i = next++) {
-        if (options_.cancel != nullptr && options_.cancel->load()) throw Error(ErrorCode::interrupted, "quantizing was interrupted");
-        if (pool.stop_token().stop_requested()) return;
-        const Target& target = targets_[i];
-        // Values, what is left of them and of the codes, twice in float32 each; what is packed and its check.
-        constexpr std::uint64_t kBytesAWeight = 20;
-        const MemoryBudget::Share share = budget.acquire(
-            kBytesAWeight * static_cast<std::uint64_t>(target.rows) * static_cast<std::uint64_t>(target.columns), "quantizing a layer");
-        const std::vector<float> values = read_values(target);
-        std::optional<QuantizedLinear> solved;
-        if (plan_.exact || plan_.lorc) {
-          std::vector<float> rest = values;
-          Added added = take_exact(target, rest, {});
-          solved = quantize::round_to_nearest(rest, target.rows, target.columns, options_for(target));
-          complete(target, *solved, std::move(added), values, {});
-        }
-        Result result = pack(target, values, solved ? &*solved : nullptr);
-        double lost = 0, whole = 0;
-        for (std::size_t k = 0; k < values.size(); ++k) {
-          const double difference = static_cast<double>(result.decoded[k]) - values[k];
-          lost += difference * difference;
-          whole += static_cast<double>(values[k]) * values[k];
-        }
-        layers[i] = describe(target, result.parts, whole > 0 ? lost / whole : 0, options_.method);
-        for (StoredTensor& part : result.parts)
-          made[i].push_back({fmt::format("{}.{}", target.module, part.name), part.dtype, std::move(part.shape), std::move(part.bytes)});
-        if (spools) {
-          spooled[i] = spool(made[i], i);
-          made[i].clear();
-        }
-        const std::lock_guard lock(told);
-        if (options_.on_layer) options_.on_layer(layers[i]);
+    for_each_target(budget, [&](std::size_t i) {
+      const Target& target = targets_[i];
+      const std::vector<float> values = read_values(target);
+      Result result = round_layer(target, values);
+      layers[i] = describe(target, result.parts, loss_of_weights(values, result.decoded), options_.method);
+      for (StoredTensor& part : result.parts)
+        made[i].push_back({fmt::format("{}.{}", target.module, part.name), part.dtype, std::move(part.shape), std::move(part.bytes)});
+      if (spools) {
+        spooled[i] = spool(made[i], i);
+        made[i].clear();
       }
+      const std::lock_guard lock(told);
+      if (options_.on_layer) options_.on_layer(layers[i]);
     });
     layers_ = std::move(layers);
     if (spools) {
@@ -689,13 +710,19 @@ class LinearJob {
 
   // ---- With activations ----
 
-  std::shared_ptr<const Checkpoint> run_blocks(std::string_view model) {
+  void open_running(std::string_view model) {
+    if (running_ != nullptr) return;
     tokens_ = options_.tokens;
     if (tokens_ == nullptr && !options_.calibration)
       refuse("calibration", fmt::format("'{}' looks at what the layers read, and there is no calibration text", options_.method),
              "give --calibration FILE, or use --method rtn");
-    RunningModel running(model, options_);
-    if (tokens_ == nullptr) tokens_ = read_calibration_text(running, *options_.calibration, options_.seed).tokens;
+    running_ = std::make_unique<RunningModel>(model, options_);
+    if (tokens_ == nullptr) tokens_ = read_calibration_text(*running_, *options_.calibration, options_.seed).tokens;
+  }
+
+  std::shared_ptr<const Checkpoint> run_blocks(std::string_view model) {
+    open_running(model);
+    RunningModel& running = *running_;
     BlockPassOptions pass_options;
     static_cast<RunOptions&>(pass_options) = options_;
     pass_options.two_streams = plan_.solver_options.drift != 0;
@@ -760,30 +787,37 @@ class LinearJob {
     }
   }
 
-  void quantize_layer(Block& block, const Target& target, InputStatistics& statistics) {
-    LinearMatrix matrix = block.matrix(target.name);
-    check_values(target, matrix.values);
-    if (static_cast<std::int64_t>(matrix.rows) != target.rows || static_cast<std::int64_t>(matrix.columns) != target.columns)
-      throw Error(ErrorCode::internal, "a layer has another shape than its tensor", {.tensor = printable(target.name)});
-    const quantize::SolverOptions solver = options_for(target);
-    const std::vector<float> original = matrix.values;
+  struct Solution {
+    Result result;
+    double loss = 0;  ///< of the outputs; 0 for a layer that no token was sent to
+    std::string method;
+  };
+  /// Codes for a matrix that is read as the statistics say. tries: what they would be, with nothing told.
+  Solution solve(Block& block, const Target& target, const std::vector<float>& original, const InputStatistics& statistics, bool tries) {
+    quantize::SolverOptions solver = options_for(target);
+    if (tries) solver.drift = 0;
+    const auto width = static_cast<std::size_t>(target.columns);
+    const auto note = [&](const std::string& key, std::string text) {
+      if (!tries) block.note(key, std::move(text));
+    };
+    std::vector<float> values = original;
     std::string method = options_.method;
     if (statistics.num_tokens == 0) {
       // An expert that no token was sent to.
-      block.note("warning " + target.name, fmt::format("'{}' was read by no token of the calibration text: it is rounded", printable(target.name)));
+      note("warning " + target.name, fmt::format("'{}' was read by no token of the calibration text: it is rounded", printable(target.name)));
       method = "rtn";
     } else if (plan_.clip) {
       const auto slabs = slabs_of(target.rows);
       block.network().team().for_each(slabs.size(), [&](std::size_t i, int) {
         const auto [first, count] = slabs[i];
         quantize::clip_groups(
-            std::span(matrix.values).subspan(static_cast<std::size_t>(first * target.columns), static_cast<std::size_t>(count * target.columns)),
-            count, target.columns, statistics.gram, solver);
+            std::span(values).subspan(static_cast<std::size_t>(first * target.columns), static_cast<std::size_t>(count * target.columns)), count,
+            target.columns, statistics.gram, solver);
       });
     }
-    std::vector<float> importance(matrix.columns);
+    std::vector<float> importance(width);
     for (std::size_t j = 0; j < importance.size(); ++j) importance[j] = static_cast<float>(statistics.gram[j * importance.size() + j]);
-    Added added = take_exact(target, matrix.values, importance);
+    Added added = take_exact(target, values, importance);
     std::optional<QuantizedLinear> solved;
     if ((plan_.solver == "gptq" || plan_.solver == "gptaq") && statistics.num_tokens > 0) {
       // Layers that read the same share the factor.
@@ -791,34 +825,41 @@ class LinearJob {
         factor_ = quantize::factorise(statistics.gram, target.columns, solver, statistics.cross);
         factor_of_ = &statistics;
         if (factor_.usable && factor_.damping > solver.damping * 1.5)
-          block.note("warning damping " + target.name,
-                     fmt::format("the inputs of '{}' are seen through {} tokens, too few for {} inputs: damped by {:g}", printable(target.name),
-                                 statistics.num_tokens, target.columns, factor_.damping));
+          note("warning damping " + target.name, fmt::format("the inputs of '{}' are seen through {} tokens, too few for {} inputs: damped by {:g}",
+                                                             printable(target.name), statistics.num_tokens, target.columns, factor_.damping));
       }
       if (factor_.usable) {
         solved = quantize::prepare(target.rows, target.columns, solver, factor_);
         const auto slabs = slabs_of(target.rows);
-        block.network().team().for_each(slabs.size(), [&](std::size_t i, int) {
-          quantize::compensate_rows(matrix.values, factor_, solver, slabs[i].first, slabs[i].second, *solved);
-        });
+        block.network().team().for_each(
+            slabs.size(), [&](std::size_t i, int) { quantize::compensate_rows(values, factor_, solver, slabs[i].first, slabs[i].second, *solved); });
       } else {
-        block.note("warning " + target.name, fmt::format("what was read by '{}' cannot be used: it is rounded", printable(target.name)));
+        note("warning " + target.name, fmt::format("what was read by '{}' cannot be used: it is rounded", printable(target.name)));
         method = "rtn";
       }
     }
     if (plan_.exact || plan_.lorc) {
-      if (!solved) solved = quantize::round_to_nearest(matrix.values, target.rows, target.columns, solver);
+      if (!solved) solved = quantize::round_to_nearest(values, target.rows, target.columns, solver);
       complete(target, *solved, std::move(added), original,
                statistics.num_tokens > 0 ? std::span<const double>(statistics.gram) : std::span<const double>());
     }
-    Result result = pack(target, matrix.values, solved ? &*solved : nullptr);
+    Result result = pack(target, values, solved ? &*solved : nullptr);
     const double loss =
         statistics.num_tokens == 0 ? 0 : quantize::relative_loss(original, result.decoded, target.rows, target.columns, statistics.gram);
-    const Layer layer = describe(target, result.parts, loss, method);
-    for (StoredTensor& part : result.parts)
+    return {std::move(result), loss, std::move(method)};
+  }
+
+  void quantize_layer(Block& block, const Target& target, const InputStatistics& statistics) {
+    LinearMatrix matrix = block.matrix(target.name);
+    check_values(target, matrix.values);
+    if (static_cast<std::int64_t>(matrix.rows) != target.rows || static_cast<std::int64_t>(matrix.columns) != target.columns)
+      throw Error(ErrorCode::internal, "a layer has another shape than its tensor", {.tensor = printable(target.name)});
+    Solution solution = solve(block, target, matrix.values, statistics, false);
+    const Layer layer = describe(target, solution.result.parts, solution.loss, solution.method);
+    for (StoredTensor& part : solution.result.parts)
       block.emit({fmt::format("{}.{}", target.module, part.name), part.dtype, std::move(part.shape), std::move(part.bytes)});
     block.note("layer " + target.name, write_json(Json::Object{{"method", layer.method}, {"bits", layer.bits}, {"loss", layer.relative_loss}}));
-    matrix.values = std::move(result.decoded);
+    matrix.values = std::move(solution.result.decoded);
     block.set_matrix(target.name, matrix);
     if (options_.on_layer) options_.on_layer(layer);
   }
@@ -828,6 +869,138 @@ class LinearJob {
     std::vector<std::pair<std::int64_t, std::int64_t>> slabs;
     for (std::int64_t first = 0; first < rows; first += kSlab) slabs.emplace_back(first, std::min(kSlab, rows - first));
     return slabs;
+  }
+
+  // ---- Widths under a budget ----
+
+  [[nodiscard]] bool has_budget() const { return options_.budget_bits || options_.budget_bytes; }
+
+  /// The widths that the format has.
+  void find_widths() {
+    const bool gptq = plan_.format == Format::gptq || plan_.format == Format::gptq_v2;
+    if (plan_.format == Format::awq || plan_.format == Format::bnb4 || plan_.format == Format::bnb8 || !plan_.integers())
+      refuse("budget", fmt::format("{} has one width for all layers, and a budget nothing to choose from", options_.format),
+             "use --format gptq, compressed-tensors or weft, with --numbers int");
+    if (options_.budget_bits && !(*options_.budget_bits > 0 && std::isfinite(*options_.budget_bits)))
+      refuse("budget", fmt::format("a budget of {} bits a weight makes no sense", *options_.budget_bits), "3.2bpw or 2.1GiB, for instance");
+    widths_ = gptq ? std::vector<int>{2, 3, 4, 8} : std::vector<int>{2, 3, 4, 5, 6, 7, 8};
+  }
+
+  [[nodiscard]] std::vector<int> widths_of(const Target& target) const { return target.bits_given ? std::vector<int>{target.bits} : widths_; }
+
+  /// What each width of each layer takes and loses, in a run of their own; then the widths that lose least together.
+  void choose_widths(std::string_view model) {
+    std::vector<std::vector<quantize::Choice>> choices(targets_.size());
+    if (wants_activations()) {
+      open_running(model);
+      BlockPassOptions pass_options;
+      static_cast<RunOptions&>(pass_options) = options_;
+      BlockPass pass(*running_, tokens_, pass_options);
+      static_cast<void>(pass.run([&](Block& block) { weigh_block(block, choices); }));
+      factor_of_ = nullptr;
+    } else {
+      MemoryBudget budget(options_.memory_bytes);
+      for_each_target(budget, [&](std::size_t i) {
+        const std::vector<float> values = read_values(targets_[i]);
+        for (const int bits : widths_of(targets_[i])) {
+          Target target = targets_[i];
+          target.bits = bits;
+          const Result result = round_layer(target, values);
+          choices[i].push_back({loss_of_weights(values, result.decoded), bytes_of(result.parts)});
+        }
+      });
+    }
+
+    std::uint64_t weights = 0, least = 0, others = 0;
+    for (std::size_t i = 0; i < targets_.size(); ++i) {
+      // In no block that the text runs through: it stays as it is.
+      if (choices[i].empty()) {
+        others += targets_[i].tensor->size_bytes;
+        choices[i].push_back({});
+        continue;
+      }
+      weights += static_cast<std::uint64_t>(targets_[i].rows) * static_cast<std::uint64_t>(targets_[i].columns);
+      least += std::min_element(choices[i].begin(), choices[i].end(), [](const auto& a, const auto& b) { return a.size < b.size; })->size;
+    }
+    for (const edit::Tensor& part : lazy_.parts.tensors)
+      if (!by_name_.contains(part.name)) others += part.values.tensor->size_bytes;
+    if (weights == 0) return;  // refused when nothing was made
+    const auto bits_a_weight = [&](std::uint64_t size) { return 8 * static_cast<double>(size) / static_cast<double>(weights); };
+    const char* const advice = "give a larger budget, larger groups, or fewer layers a rule of their own";
+    std::uint64_t budget = ~std::uint64_t{0};
+    if (options_.budget_bits) {
+      if (*options_.budget_bits < bits_a_weight(least))
+        refuse("budget",
+               fmt::format("a budget of {:g} bits a weight is below the least that the {} linear layers take with their scales, {:.4f}",
+                           *options_.budget_bits, targets_.size(), bits_a_weight(least)),
+               advice);
+      budget = static_cast<std::uint64_t>(std::min(*options_.budget_bits, 64.0) * static_cast<double>(weights) / 8);
+      budget = std::max(budget, least);  // where the division was rounded
+    }
+    if (options_.budget_bytes) {
+      if (*options_.budget_bytes < others || *options_.budget_bytes - others < least)
+        refuse("budget",
+               fmt::format(
+                   "a budget of {} ({} bytes) is below the least that the model's tensors take, {} ({} bytes: {} of linear layers, {} of others)",
+                   format_size(*options_.budget_bytes), *options_.budget_bytes, format_size(others + least), others + least, least, others),
+               advice);
+      budget = std::min(budget, *options_.budget_bytes - others);
+    }
+    const std::vector<std::size_t> chosen = quantize::allocate(choices, budget);
+    std::map<int, std::int64_t> counts;
+    for (std::size_t i = 0; i < targets_.size(); ++i) {
+      if (choices[i].front().size == 0) continue;
+      targets_[i].bits = widths_of(targets_[i])[chosen[i]];
+      counts[targets_[i].bits] += targets_[i].rows * targets_[i].columns;
+      if (!options_.dry_run) continue;
+      const quantize::Choice& choice = choices[i][chosen[i]];
+      layers_.push_back({targets_[i].name, options_.method,
+                         8 * static_cast<double>(choice.size) / (static_cast<double>(targets_[i].rows) * static_cast<double>(targets_[i].columns)),
+                         choice.loss});
+      if (options_.on_layer) options_.on_layer(layers_.back());
+    }
+    // What most weights have is what the config says of all.
+    plan_.bits = std::max_element(counts.begin(), counts.end(), [](const auto& a, const auto& b) { return a.second < b.second; })->first;
+  }
+
+  void weigh_block(Block& block, std::vector<std::vector<quantize::Choice>>& choices) {
+    std::vector<InputPoint> points;
+    StatisticsRequest request;
+    request.gram = true;
+    std::uint64_t bytes = 0;
+    for (const model::BlockTensor* tensor : block.linears()) {
+      const auto found = by_name_.find(tensor->tensor->name);
+      if (found == by_name_.end()) continue;
+      const InputPoint point = input_point(tensor->slot.role, tensor->slot.expert);
+      if (std::find(points.begin(), points.end(), point) != points.end()) continue;
+      points.push_back(point);
+      bytes += statistics_bytes(static_cast<std::size_t>(found->second->columns), request);
+    }
+    std::vector<std::vector<InputPoint>> waves;
+    if (bytes <= block.statistics_budget())
+      waves.push_back(points);
+    else
+      for (const InputPoint& point : points) waves.push_back({point});
+    for (std::size_t w = 0; w < waves.size() && !points.empty(); ++w) {
+      request.points = waves[w];
+      request.last = w + 1 == waves.size();
+      for (const InputStatistics& statistics : block.statistics(request)) {
+        factor_of_ = nullptr;  // what was here before may have had the same address
+        for (const std::string& name : statistics.weights) {
+          const auto found = by_name_.find(name);
+          if (found == by_name_.end()) continue;
+          const std::vector<float> values = block.matrix(name).values;
+          check_values(*found->second, values);
+          for (const int bits : widths_of(*found->second)) {
+            Target target = *found->second;
+            target.bits = bits;
+            const Solution solution = solve(block, target, values, statistics, true);
+            choices[static_cast<std::size_t>(found->second - targets_.data())].push_back(
+                {statistics.num_tokens > 0 ? solution.loss : loss_of_weights(values, solution.result.decoded), bytes_of(solution.result.parts)});
+          }
+        }
+      }
+    }
   }
 
   // ---- Scales of channels ----
@@ -1162,6 +1335,7 @@ class LinearJob {
              fmt::format("search {}, damping {}, order {}, drift {}, smoothing {}, rank {}, exact {}", options_.search, options_.damping,
                          options_.order, options_.drift, options_.smoothing, options_.rank, options_.exact)},
             {"the rules", rules},
+            {"--budget", fmt::format("{} bits a weight, {} bytes", options_.budget_bits.value_or(0), options_.budget_bytes.value_or(0))},
             {"the calibration text", tokens_ != nullptr ? tokens_->digest() : "none"}};
   }
 
@@ -1190,6 +1364,8 @@ class LinearJob {
   std::map<std::string, std::uint64_t> part_bytes_;
   std::uint64_t num_parameters_ = 0;
   std::shared_ptr<const CalibrationTokens> tokens_;
+  std::vector<int> widths_;  ///< that a budget chooses from
+  std::unique_ptr<RunningModel> running_;
   quantize::Factor factor_;
   const InputStatistics* factor_of_ = nullptr;
 };

@@ -44,6 +44,10 @@ struct LinearQuantizeOptions : RunOptions {
   bool nested = false;            ///< bitsandbytes' scales in 8 bits
   bool allow_requantize = false;  ///< take weights that are quantized already
   std::vector<LinearRule> rules;
+  /// Widths are chosen for each layer, so that all of them lose least, instead of `bits` for all: the quantized layers may take so many bits a
+  /// weight, scales and all; the tensors of the whole model so many bytes. A rule's width stays.
+  std::optional<double> budget_bits;
+  std::optional<std::uint64_t> budget_bytes;
   /// What the model is run on: texts, or tokens as they are. Neither: only methods that need none.
   std::optional<CalibrationText> calibration;
   std::shared_ptr<const CalibrationTokens> tokens;

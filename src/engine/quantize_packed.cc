@@ -62,6 +62,8 @@ QuantizeReport quantize_packed(const char* format, const QuantizeRequest& reques
   options.rank = linear.rank;
   options.exact = linear.exact;
   options.nested = linear.nested;
+  options.budget_bits = linear.budget_bits;
+  options.budget_bytes = linear.budget_bytes;
   options.allow_requantize = from.allow_requantize;
   if (!linear.calibration.files.empty()) options.calibration = linear.calibration;
   for (const auto& [pattern, what] : from.rules) options.rules.push_back(rule_of(pattern, what));

@@ -57,6 +57,21 @@ TEST(QuantizeCommand, a_packed_folder_is_a_model_for_every_command) {
   EXPECT_EQ(read_file(folder / "merged/config.json").find("quantization_config"), std::string::npos);
 }
 
+TEST(QuantizeCommand, a_budget_is_kept_in_bits_of_the_layers_or_in_bytes_of_the_model) {
+  const TemporaryFolder folder;
+  const std::string out = folder / "out";
+  const Json bits = json_of(run_weft({"quantize", kModel, out, "--format", "gptq", "--group", "64", "--budget", "3.7bpw", "--json"}));
+  const Json& details = *bits.find("details");
+  EXPECT_LE(*details.find("linear_bits_per_weight")->number(), 3.7);
+  EXPECT_GT(*details.find("linear_bits_per_weight")->number(), 3.4);
+  EXPECT_GT(*bits.find("bits_per_weight")->number(), *details.find("linear_bits_per_weight")->number());
+  const std::int64_t size = *bits.find("size_bytes")->integer();
+  const Json bytes =
+      json_of(run_weft({"quantize", kModel, out, "--force", "--format", "gptq", "--group", "64", "--budget", std::to_string(size - 1), "--json"}));
+  EXPECT_LT(*bytes.find("size_bytes")->integer(), size);
+  EXPECT_EQ(run_weft({"verify", out}).status, 0);
+}
+
 TEST(QuantizeCommand, what_cannot_be_ends_with_2_and_leaves_nothing) {
   const TemporaryFolder folder;
   const std::string out = folder / "out";
@@ -73,6 +88,12 @@ TEST(QuantizeCommand, what_cannot_be_ends_with_2_and_leaves_nothing) {
   EXPECT_EQ(code({"--format", "gptq", "--symmetric", "--asymmetric"}), "invalid_argument");
   EXPECT_EQ(code({"--format", "gptq", "--pure"}), "invalid_argument");
   EXPECT_EQ(code({"--format", "awq", "--damping", "much"}), "invalid_argument");
+  EXPECT_EQ(code({"--format", "gptq", "--budget", "1.5bpw"}), "invalid_argument");
+  EXPECT_EQ(code({"--format", "gptq", "--budget", "10KiB"}), "invalid_argument");
+  EXPECT_EQ(code({"--format", "gptq", "--budget", "small"}), "invalid_argument");
+  EXPECT_EQ(code({"--format", "gptq", "--budget", "xbpw"}), "invalid_argument");
+  EXPECT_EQ(code({"--format", "gptq", "--budget", "4bpw", "--bits", "4"}), "invalid_argument");
+  EXPECT_EQ(code({"--format", "gguf:Q4_0", "--budget", "4bpw"}), "unsupported");
   EXPECT_TRUE(tree(folder.path()).empty());
 }
 

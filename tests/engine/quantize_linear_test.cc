@@ -8,6 +8,7 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <set>
 
 #include "base/file.h"
 #include "checkpoint/json.h"
@@ -337,6 +338,15 @@ TEST(QuantizeLinear, layers_that_no_token_passes_stay_as_they_are_and_are_told_o
   EXPECT_FALSE(result->tensor(kUp).stored_as.empty());
   EXPECT_NE(testing::read_file(folder / "out/config.json").find('"' + tower + '"'), std::string::npos) << "among what is ignored";
   EXPECT_FALSE(fs::exists(folder / ".out.weft-blocks"));
+  // A budget is for those that are quantized.
+  options.budget_bits = 3.6;
+  const LinearQuantizeReport chosen = quantize_linear(model, folder / "chosen", options);
+  EXPECT_LE(chosen.linear_bits, 3.6);
+  EXPECT_GT(chosen.linear_bits, 3.2);
+  EXPECT_TRUE(open_checkpoint((folder / "chosen").string())->tensor(tower + ".weight").stored_as.empty());
+  options.budget_bits.reset();
+  options.budget_bytes = chosen.size_bytes;
+  EXPECT_LE(quantize_linear(model, folder / "sized", options).size_bytes, chosen.size_bytes);
 }
 
 TEST(QuantizeLinear, values_that_the_scales_do_not_reach_are_refused_not_made_infinite) {
@@ -376,6 +386,84 @@ TEST(QuantizeLinear, configs_name_the_routers_and_heads_that_tools_would_take_fo
     EXPECT_GT(num_routers, 0u);
     EXPECT_EQ(names.size(), num_routers + 1);
   }
+}
+
+TEST(QuantizeLinear, a_budget_gives_each_layer_a_width_and_loses_no_more_than_one_width_for_all) {
+  const TemporaryFolder folder;
+  struct Run {
+    const char* format;
+    const char* method;
+    bool reads;
+    std::string name;
+  };
+  for (const Run& run : {Run{"gptq", "rtn", false, "a"}, Run{"gptq_v2", "gptq", true, "b"}, Run{"compressed-tensors", "rtn", true, "c"},
+                         Run{"weft", "exact+rtn", false, "d"}}) {
+    SCOPED_TRACE(fmt::format("{} {}", run.format, run.method));
+    LinearQuantizeOptions options;
+    options.format = run.format;
+    options.method = run.method;
+    options.group = 64;
+    if (run.reads) options.tokens = some_tokens(4, 64);
+    options.bits = 3;
+    const LinearQuantizeReport uniform = quantize_linear(kModel, folder / (run.name + "-uniform"), options);
+    options.budget_bits = uniform.linear_bits;
+    const LinearQuantizeReport chosen = quantize_linear(kModel, folder / (run.name + "-bits"), options);
+    EXPECT_LE(chosen.linear_bits, uniform.linear_bits + 1e-9);
+    EXPECT_GT(chosen.linear_bits, uniform.linear_bits - 0.2);
+    double before = 0, after = 0;
+    for (const LinearQuantizeOptions::Layer& layer : uniform.layers) before += layer.relative_loss;
+    for (const LinearQuantizeOptions::Layer& layer : chosen.layers) after += layer.relative_loss;
+    EXPECT_EQ(chosen.layers.size(), 14u);
+    // With a text, what a layer reads behind quantized ones is not what the widths were chosen by.
+    EXPECT_LE(after, before * (run.reads ? 1.02 : 1));
+    EXPECT_LT(relative(logits_of(kModel), logits_of((folder / (run.name + "-bits")).string())), 0.8);
+    if (run.name != "a") continue;
+    // The same in bytes of the whole model.
+    options.budget_bits.reset();
+    options.budget_bytes = uniform.size_bytes;
+    const LinearQuantizeReport sized = quantize_linear(kModel, folder / (run.name + "-bytes"), options);
+    EXPECT_LE(sized.size_bytes, uniform.size_bytes);
+    EXPECT_EQ(sized.linear_bits, chosen.linear_bits);
+    EXPECT_EQ(testing::read_file(folder / (run.name + "-bytes/config.json")), testing::read_file(folder / (run.name + "-bits/config.json")));
+  }
+}
+
+TEST(QuantizeLinear, a_budget_leaves_rules_alone_and_is_refused_below_the_least_that_the_layers_take) {
+  const TemporaryFolder folder;
+  LinearQuantizeOptions options;
+  options.group = 64;
+  options.budget_bits = 4;
+  options.rules = {{.pattern = "down_proj", .bits = 8, .group = {}}, {.pattern = "o_proj", .keep = true, .bits = {}, .group = {}}};
+  const LinearQuantizeReport report = quantize_linear(kModel, folder / "rules", options);
+  EXPECT_EQ(report.layers.size(), 12u);
+  EXPECT_LE(report.linear_bits, 4);
+  std::set<double> widths;
+  for (const LinearQuantizeOptions::Layer& layer : report.layers) widths.insert(std::floor(layer.bits));
+  EXPECT_GT(widths.size(), 2u);
+  const auto result = open_checkpoint((folder / "rules").string());
+  EXPECT_EQ(result->tensor("model.layers.1.mlp.down_proj.weight").stored_as, "GPTQ8");
+  EXPECT_TRUE(result->tensor("model.layers.0.self_attn.o_proj.weight").stored_as.empty());
+
+  const auto with = [&](auto&& change) {
+    LinearQuantizeOptions other;
+    other.group = 64;
+    change(other);
+    return quantize_linear(kModel, folder / "out", other);
+  };
+  using Options = LinearQuantizeOptions;
+  const auto least = with([](Options& o) { o.budget_bits = 2.5; }).linear_bits;
+  fs::remove_all(folder / "out");
+  EXPECT_WEFT_ERROR(with([](Options& o) { o.budget_bits = 2; }), invalid_argument, "a budget of 2 bits a weight is below the least");
+  EXPECT_GE(least, 2.28);
+  EXPECT_WEFT_ERROR(with([](Options& o) { o.budget_bits = 2; }), invalid_argument, ", 2.3924");
+  EXPECT_WEFT_ERROR(with([](Options& o) { o.budget_bytes = 1000; }), invalid_argument,
+                    "1000 bytes) is below the least that the model's tensors take");
+  EXPECT_WEFT_ERROR(with([](Options& o) { o.budget_bits = NAN; }), invalid_argument, "makes no sense");
+  EXPECT_WEFT_ERROR(with([](Options& o) { o.format = "awq", o.budget_bits = 4; }), invalid_argument, "one width for all layers");
+  EXPECT_WEFT_ERROR(with([](Options& o) { o.format = "weft", o.numbers = "nf4", o.budget_bits = 4; }), invalid_argument, "one width");
+  EXPECT_FALSE(fs::exists(folder / "out"));
+  // More than all of them can use.
+  EXPECT_LT(with([](Options& o) { o.budget_bytes = std::uint64_t{1} << 40; }).linear_bits, 8.5);
 }
 
 TEST(QuantizeLinear, what_cannot_be_is_refused_before_anything_is_written) {
