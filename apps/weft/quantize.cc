@@ -142,6 +142,22 @@ void add_linear_options(Command& command, const std::shared_ptr<Arguments>& argu
                  "a width for each layer, chosen so that all lose least: 3.2bpw (bits a weight of these layers, with scales) or 2.1GiB (all of the "
                  "model's tensors)",
                  [&linear](const std::string& text) { read_budget(text, linear); });
+  choice("--budget-by", "WHAT", linear.budget_by, "loss of layers; or whole blocks by what they change (lim) or by their weights alone (zd)",
+         {"loss", "lim", "zd"}, "loss");
+  command
+      .custom({"--widths"}, "N,...", "that a budget chooses from",
+              [&linear](const std::string& text) {
+                linear.widths.clear();
+                for (const std::string& word : words_of(text)) {
+                  int width = 0;
+                  const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), width);
+                  if (error != std::errc() || end != word.data() + word.size())
+                    throw Error(ErrorCode::invalid_argument, fmt::format("'{}' is no width", printable(word)), {.key = "--widths"},
+                                "2,3,4 for instance");
+                  linear.widths.push_back(width);
+                }
+              })
+      .default_text = "all that the format holds; 2,4 for lim and zd";
   command.number({"--group"}, arguments->group, "inputs that share a scale; 0: a whole row").default_text = "128";
   choice("--numbers", "KIND", linear.numbers, "what codes stand for: fp8 to mxfp8 in compressed-tensors, nf4 to e5m2 in weft's own form",
          {"int", "fp8", "fp8-block", "nvfp4", "mxfp4", "mxfp6", "mxfp8", "nf4", "e2m1", "e2m3", "e3m2", "e3m0", "e4m3", "e5m2"}, "int");
@@ -175,6 +191,9 @@ int run_quantize(Arguments& arguments) {
   if (arguments.symmetric || arguments.asymmetric) options.linear.symmetric = arguments.symmetric;
   constexpr std::uint64_t kMost = 1 << 30;
   const bool has_budget = options.linear.budget_bits || options.linear.budget_bytes;
+  if (!has_budget && (!options.linear.widths.empty() || options.linear.budget_by != "loss"))
+    throw Error(ErrorCode::invalid_argument, "--widths and --budget-by say how a budget is spent, and there is none", {.key = "--budget"},
+                "give --budget");
   if (arguments.bits != Arguments::kNotGiven) {
     if (has_budget)
       throw Error(ErrorCode::invalid_argument, "--bits and --budget contradict each other", {.key = "--budget"},

@@ -30,6 +30,7 @@
 #include "math/convert.h"
 #include "model/architecture.h"
 #include "quantize/allocate.h"
+#include "quantize/block_importance.h"
 #include "quantize/low_rank.h"
 #include "quantize/scale_fold.h"
 #include "quantize/solver.h"
@@ -300,6 +301,7 @@ struct Target {
   DType dtype = DType::bf16;
   std::int64_t rows = 0, columns = 0;
   int bits = 4;
+  int block = -1;
   bool bits_given = false;  ///< by a rule: a budget does not change them
   std::int64_t group = 128;
   const TensorInfo* tensor = nullptr;
@@ -429,8 +431,9 @@ class LinearJob {
         kept_.push_back(target.module);
         continue;
       }
-      if (const auto match = architecture != nullptr ? model::match_name(*architecture, part.name) : std::nullopt;
-          match && match->tensor != nullptr && match->tensor->transposed)
+      const auto match = architecture != nullptr ? model::match_name(*architecture, part.name) : std::nullopt;
+      if (match) target.block = match->layer;
+      if (match && match->tensor != nullptr && match->tensor->transposed)
         throw Error(
             ErrorCode::unsupported,
             fmt::format("the layers of this architecture are stored transposed ('{}'), which these formats do not hold", printable(part.name)),
@@ -883,7 +886,56 @@ class LinearJob {
              "use --format gptq, compressed-tensors or weft, with --numbers int");
     if (options_.budget_bits && !(*options_.budget_bits > 0 && std::isfinite(*options_.budget_bits)))
       refuse("budget", fmt::format("a budget of {} bits a weight makes no sense", *options_.budget_bits), "3.2bpw or 2.1GiB, for instance");
-    widths_ = gptq ? std::vector<int>{2, 3, 4, 8} : std::vector<int>{2, 3, 4, 5, 6, 7, 8};
+    const std::vector<int> held = gptq ? std::vector<int>{2, 3, 4, 8} : std::vector<int>{2, 3, 4, 5, 6, 7, 8};
+    const bool by_block = options_.budget_by != "loss";
+    if (by_block && options_.budget_by != "lim" && options_.budget_by != "zd")
+      refuse("budget-by", fmt::format("a budget cannot be spent by '{}'", printable(options_.budget_by)), "loss, lim or zd");
+    if (options_.budget_by == "lim" && !wants_activations())
+      refuse("calibration", "lim looks at what blocks do to a text, and there is none", "give --calibration FILE, or use --budget-by zd");
+    widths_ = !options_.widths.empty() ? options_.widths : by_block ? std::vector<int>{2, 4} : held;
+    std::sort(widths_.begin(), widths_.end());
+    widths_.erase(std::unique(widths_.begin(), widths_.end()), widths_.end());
+    for (const int width : widths_)
+      if (std::find(held.begin(), held.end(), width) == held.end())
+        refuse("widths", fmt::format("{} does not hold {} bits", options_.format, width), fmt::format("its widths are {}", fmt::join(held, ", ")));
+    if (by_block && widths_.size() != 2)
+      refuse("widths", fmt::format("{} gives blocks one of two widths, not of {}", options_.budget_by, widths_.size()), "2,4 or 4,8, for instance");
+    if (by_block)
+      for (const Target& target : targets_)
+        if (target.block < 0)
+          throw Error(ErrorCode::unsupported, fmt::format("'{}' is in no block that has a number", printable(target.name)), {.file = lazy_.name},
+                      "use --budget-by loss");
+  }
+
+  /// All at the lower width, then whole blocks at the higher, the most important first, as long as the budget holds.
+  [[nodiscard]] std::vector<std::size_t> raise_blocks(const std::vector<std::vector<quantize::Choice>>& choices, std::uint64_t budget) const {
+    std::map<int, double> scores = change_scores_;
+    if (options_.budget_by == "zd") {
+      std::map<int, std::vector<std::vector<float>>> matrices;
+      for (const Target& target : targets_) matrices[target.block];
+      for (auto& [block, own] : matrices) {
+        for (const Target& target : targets_)
+          if (target.block == block) own.push_back(read_values(target));
+        scores[block] = -quantize::share_above_deviation(own);
+        own = {};
+      }
+    }
+    std::vector<std::pair<double, int>> order;
+    for (const auto& [block, score] : scores) order.emplace_back(-score, block);
+    std::sort(order.begin(), order.end());
+    std::vector<std::size_t> chosen(targets_.size());
+    std::uint64_t size = 0;
+    for (const std::vector<quantize::Choice>& choice : choices) size += choice.front().size;
+    for (const auto& [minus_score, block] : order) {
+      std::uint64_t raised = size;
+      for (std::size_t i = 0; i < targets_.size(); ++i)
+        if (targets_[i].block == block) raised += choices[i].back().size - choices[i].front().size;
+      if (raised > budget) break;
+      size = raised;
+      for (std::size_t i = 0; i < targets_.size(); ++i)
+        if (targets_[i].block == block) chosen[i] = choices[i].size() - 1;
+    }
+    return chosen;
   }
 
   [[nodiscard]] std::vector<int> widths_of(const Target& target) const { return target.bits_given ? std::vector<int>{target.bits} : widths_; }
@@ -946,7 +998,7 @@ class LinearJob {
                advice);
       budget = std::min(budget, *options_.budget_bytes - others);
     }
-    const std::vector<std::size_t> chosen = quantize::allocate(choices, budget);
+    const std::vector<std::size_t> chosen = options_.budget_by == "loss" ? quantize::allocate(choices, budget) : raise_blocks(choices, budget);
     std::map<int, std::int64_t> counts;
     for (std::size_t i = 0; i < targets_.size(); ++i) {
       if (choices[i].front().size == 0) continue;
@@ -964,6 +1016,15 @@ class LinearJob {
   }
 
   void weigh_block(Block& block, std::vector<std::vector<quantize::Choice>>& choices) {
+    if (options_.budget_by == "lim") {
+      quantize::ChangeScore score;
+      const auto width = static_cast<std::size_t>(block.network().config().hidden);
+      for (const Activations::Batch& batch : block.batches()) {
+        const std::vector<float> before = block.input(batch);
+        score.add(before, block.run(batch, before), width);
+      }
+      change_scores_[block.layer()] = score.score();
+    }
     std::vector<InputPoint> points;
     StatisticsRequest request;
     request.gram = true;
@@ -1335,7 +1396,8 @@ class LinearJob {
              fmt::format("search {}, damping {}, order {}, drift {}, smoothing {}, rank {}, exact {}", options_.search, options_.damping,
                          options_.order, options_.drift, options_.smoothing, options_.rank, options_.exact)},
             {"the rules", rules},
-            {"--budget", fmt::format("{} bits a weight, {} bytes", options_.budget_bits.value_or(0), options_.budget_bytes.value_or(0))},
+            {"--budget", fmt::format("{} bits a weight, {} bytes, by {} of {}", options_.budget_bits.value_or(0), options_.budget_bytes.value_or(0),
+                                     options_.budget_by, fmt::join(widths_, ","))},
             {"the calibration text", tokens_ != nullptr ? tokens_->digest() : "none"}};
   }
 
@@ -1364,7 +1426,8 @@ class LinearJob {
   std::map<std::string, std::uint64_t> part_bytes_;
   std::uint64_t num_parameters_ = 0;
   std::shared_ptr<const CalibrationTokens> tokens_;
-  std::vector<int> widths_;  ///< that a budget chooses from
+  std::vector<int> widths_;              ///< that a budget chooses from
+  std::map<int, double> change_scores_;  ///< of blocks
   std::unique_ptr<RunningModel> running_;
   quantize::Factor factor_;
   const InputStatistics* factor_of_ = nullptr;

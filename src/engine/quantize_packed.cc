@@ -64,6 +64,8 @@ QuantizeReport quantize_packed(const char* format, const QuantizeRequest& reques
   options.nested = linear.nested;
   options.budget_bits = linear.budget_bits;
   options.budget_bytes = linear.budget_bytes;
+  options.budget_by = linear.budget_by;
+  options.widths = linear.widths;
   options.allow_requantize = from.allow_requantize;
   if (!linear.calibration.files.empty()) options.calibration = linear.calibration;
   for (const auto& [pattern, what] : from.rules) options.rules.push_back(rule_of(pattern, what));

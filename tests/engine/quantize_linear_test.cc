@@ -428,6 +428,51 @@ TEST(QuantizeLinear, a_budget_gives_each_layer_a_width_and_loses_no_more_than_on
   }
 }
 
+TEST(QuantizeLinear, a_budget_that_is_spent_on_blocks_gives_the_important_ones_the_higher_width) {
+  const TemporaryFolder folder;
+  for (const char* by : {"lim", "zd"}) {
+    SCOPED_TRACE(by);
+    LinearQuantizeOptions options;
+    options.group = 64;
+    options.budget_by = by;
+    options.widths = {4, 3};
+    if (std::string(by) == "lim") options.tokens = some_tokens(6, 64);
+    options.budget_bits = 3.95;  // half of the weights at 3 bits, half at 4, and what their scales take
+    const LinearQuantizeReport report = quantize_linear(kModel, folder / by, options);
+    EXPECT_LE(report.linear_bits, 3.95);
+    std::map<char, std::set<double>> widths;
+    for (const LinearQuantizeOptions::Layer& layer : report.layers) widths[layer.name.at(13)].insert(std::floor(layer.bits));
+    ASSERT_EQ(widths.size(), 2u);
+    for (const auto& [block, own] : widths) EXPECT_EQ(own.size(), 1u);
+    EXPECT_NE(widths['0'], widths['1']);
+    if (std::string(by) == "lim") continue;
+    // By hand, from the weights.
+    const auto original = open_checkpoint(kModel);
+    std::map<char, double> shares;
+    for (const char block : {'0', '1'}) {
+      double count = 0, sum = 0, squares = 0, above = 0;
+      std::vector<float> all;
+      for (const LinearQuantizeOptions::Layer& layer : report.layers)
+        if (layer.name.at(13) == block)
+          for (const float value : values_of(*original, layer.name)) all.push_back(value);
+      for (const float value : all) ++count, sum += value, squares += static_cast<double>(value) * value;
+      const double mean = sum / count, deviation = std::sqrt(squares / count - mean * mean);
+      for (const float value : all) above += (value - mean) / deviation > 1;
+      shares[block] = above / count;
+    }
+    EXPECT_EQ(widths['0'] > widths['1'], shares['0'] < shares['1']);
+  }
+  LinearQuantizeOptions options;
+  options.budget_bits = 4;
+  options.budget_by = "lim";
+  EXPECT_WEFT_ERROR(quantize_linear(kModel, folder / "out", options), invalid_argument, "--calibration");
+  options.budget_by = "zd";
+  options.widths = {2, 3, 4};
+  EXPECT_WEFT_ERROR(quantize_linear(kModel, folder / "out", options), invalid_argument, "one of two widths");
+  options.widths = {4, 5};
+  EXPECT_WEFT_ERROR(quantize_linear(kModel, folder / "out", options), invalid_argument, "does not hold 5 bits");
+}
+
 TEST(QuantizeLinear, a_budget_leaves_rules_alone_and_is_refused_below_the_least_that_the_layers_take) {
   const TemporaryFolder folder;
   LinearQuantizeOptions options;
