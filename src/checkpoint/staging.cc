@@ -50,6 +50,30 @@ bool looks_like_model(const std::vector<std::string>& names) {
                      [](const std::string& name) { return name == "config.json" || name == "model.safetensors.index.json" || is_weight_file(name); });
 }
 
+/// Whether the name of a weight file says that it is one of several: NAME-00001-of-00003.safetensors.
+bool is_shard(std::string_view name) {
+  const std::size_t of = name.rfind("-of-");
+  return of != std::string_view::npos && of > 0 && name[of - 1] >= '0' && name[of - 1] <= '9';
+}
+
+/// What a folder that looks like a model holds besides: a folder in which models are kept must not go because one of them lies open in it. Empty
+/// where it is one model.
+std::string other_models(const fs::path& folder, const std::vector<std::string>& names) {
+  const auto has = [&](std::string_view name) { return std::find(names.begin(), names.end(), name) != names.end(); };
+  if (!has("modules.json"))  // the parts of such a model lie in folders of their own
+    for (const std::string& name : names) {
+      if (name.starts_with('.') || path_kind(folder / name) != PathKind::folder) continue;
+      const std::vector<std::string> inner = list_directory(folder / name);
+      if (std::any_of(inner.begin(), inner.end(), [](const std::string& one) { return is_weight_file(one); })) return name + "/";
+    }
+  if (has("config.json") || has("model.safetensors.index.json")) return {};
+  const auto is_single = [](const std::string& name) { return is_weight_file(name) && !is_shard(name); };
+  const auto first = std::find_if(names.begin(), names.end(), is_single);
+  if (first == names.end()) return {};
+  const auto second = std::find_if(first + 1, names.end(), is_single);
+  return second == names.end() ? std::string() : *second;
+}
+
 /// Whether a file belongs to the weights of a model whose new weights are being put beside it.
 bool is_stale_weight(const std::string& name) {
   return name == "model.safetensors.index.json" || (name.starts_with("model") && name.ends_with(".safetensors"));
@@ -172,6 +196,9 @@ void Staging::check_target() {
   if (!looks_like_model(names))
     throw refused("holds neither a config.json nor weights, so it is not replaced",
                   "if nothing in it is needed, remove it; else name another folder");
+  if (const std::string other = other_models(target_, names); !other.empty())
+    throw refused(fmt::format("holds more than one model (such as '{}'), so it is not replaced", printable(other)),
+                  "name the folder of one model; if nothing in this one is needed, remove it");
   std::error_code ignored;
   if (const fs::path here = fs::current_path(ignored); contains(target_, here))
     throw refused("is, or holds, the folder that this command runs in, so it is not replaced", "run the command from another folder");

@@ -356,6 +356,26 @@ TEST(OutputFolder, does_not_replace_a_folder_that_is_no_model) {
   EXPECT_EQ(read_file(temp / "home/letters/to-my-mother.txt"), "dear");
 }
 
+TEST(OutputFolder, does_not_replace_a_folder_in_which_several_models_are_kept) {
+  const TemporaryFolder temp;
+  write_file(temp / "models/stray.safetensors", "one");
+  write_file(temp / "models/llama/model.safetensors", "another");
+  write_file(temp / "files/a.gguf", "one");
+  write_file(temp / "files/b.gguf", "another");
+  for (const char* name : {"models", "files"})
+    EXPECT_WEFT_ERROR(OutputFolder(temp / name, Existing::replace), invalid_argument, "holds more than one model");
+  EXPECT_EQ(read_file(temp / "models/llama/model.safetensors"), "another");
+  EXPECT_EQ(read_file(temp / "files/b.gguf"), "another");
+
+  // Parts of one model may be replaced: shards, and folders that modules.json lists.
+  write_file(temp / "split/m-00001-of-00002.gguf", "one");
+  write_file(temp / "split/m-00002-of-00002.gguf", "its end");
+  write_file(temp / "sentences/modules.json", "[]");
+  write_file(temp / "sentences/model.safetensors", "one");
+  write_file(temp / "sentences/2_Dense/model.safetensors", "its end");
+  for (const char* name : {"split", "sentences"}) EXPECT_NO_THROW(OutputFolder(temp / name, Existing::replace)) << name;
+}
+
 TEST(OutputFolder, does_not_replace_the_folder_that_the_command_runs_in) {
   const TemporaryFolder temp;
   make_old_model(temp / "out");
