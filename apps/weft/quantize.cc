@@ -61,9 +61,15 @@ std::string text_of(const std::string& file) {
   return text;
 }
 
-std::string layer_line(const QuantizedLayer& layer) {
+/// Lines come as layers are done, so that columns cannot wait for the widest.
+std::string table_line(const QuantizeOptions& options, std::string_view name, std::string_view method, std::string_view bits, std::string_view loss) {
+  const bool gguf = options.format.starts_with("gguf");
+  return fmt::format("  {:<{}} {:<{}} {:>7} {:>10}", name, gguf ? 26 : 46, method, std::max<std::size_t>(8, options.method.size()), bits, loss);
+}
+
+std::string layer_line(const QuantizeOptions& options, const QuantizedLayer& layer) {
   const std::string loss = layer.relative_loss ? fmt::format("{:.3e}", *layer.relative_loss) : std::string("-");
-  return fmt::format("  {:<36} {:<8} {:>7.4f} {:>10}", printable(layer.name), layer.method, layer.bits, loss);
+  return table_line(options, printable(layer.name), layer.method, fmt::format("{:.4f}", layer.bits), loss);
 }
 
 Json layers_json(const QuantizeReport& report) {
@@ -170,7 +176,7 @@ void add_linear_options(Command& command, const std::shared_ptr<Arguments>& argu
                                        [&linear](const std::string& text) { linear.calibration.files.emplace_back(text); });
   calibration.repeated = true;
   calibration.kind = ValueKind::path;
-  command.number({"--sequences"}, linear.calibration.num_sequences, "how many are taken from it").default_text = "128";
+  command.number({"--sequences", "--samples"}, linear.calibration.num_sequences, "how many are taken from it").default_text = "128";
   command.number({"--length"}, linear.calibration.length, "tokens of a sequence").default_text = "256";
   real("--damping", linear.damping, "share of the mean that is added to the inputs' second moment", "0.05");
   choice("--order", "ORDER", linear.order, "of columns: static takes the loudest first, dynamic has groups follow them, none takes them as stored",
@@ -202,14 +208,15 @@ int run_quantize(Arguments& arguments) {
   }
   options.linear.group = static_cast<std::int64_t>(std::min(arguments.group, kMost));
   options.linear.rank = static_cast<std::int64_t>(std::min(arguments.rank, kMost));
+  for (const std::filesystem::path& file : arguments.eval_files) const File text(file, FileMode::read);  // a slip is told now, not after the work
   if (!arguments.rules_file.empty()) options.rules_text = text_of(arguments.rules_file);
   const bool prints = !arguments.common.json && !arguments.common.quiet;
   bool has_heading = false;
   if (prints)
-    options.on_layer = [&has_heading](const QuantizedLayer& layer) {
-      if (!has_heading) std::printf("  %s\n", fmt::format("{:<36} {:<8} {:>7} {:>10}", "weight", "as", "bits", "loss").c_str());
+    options.on_layer = [&](const QuantizedLayer& layer) {
+      if (!has_heading) std::printf("%s\n", table_line(options, "weight", "as", "bits", "loss").c_str());
       has_heading = true;
-      std::printf("%s\n", layer_line(layer).c_str());
+      std::printf("%s\n", layer_line(options, layer).c_str());
       std::fflush(stdout);
     };
   const QuantizeReport report = quantize(arguments.model, arguments.output, options);

@@ -31,6 +31,15 @@ using model::GgufStoredType;
   throw Error(ErrorCode::invalid_argument, what, {.key = key}, advice);
 }
 
+/// Whether something is asked for that only packed folders have.
+bool concerns_folders(const LinearQuantization& linear) {
+  const LinearQuantization usual;
+  return !linear.calibration.files.empty() || linear.symmetric.has_value() || linear.nested || !linear.search.empty() ||
+         linear.numbers != usual.numbers || linear.bits != usual.bits || linear.group != usual.group || linear.order != usual.order ||
+         linear.damping != usual.damping || linear.drift != usual.drift || linear.smoothing != usual.smoothing || linear.rank != usual.rank ||
+         linear.exact != usual.exact;
+}
+
 /// A tensor's name, and what those that match become.
 struct Rule {
   std::string pattern;
@@ -426,6 +435,9 @@ QuantizeReport quantize_gguf(const QuantizeRequest& request) {
   if (!options.method.empty() && options.method != "rtn")
     refuse(fmt::format("GGUF files are written with the search of their types, not with '{}'", printable(options.method)), "method",
            "leave --method out; --imatrix and --better improve the search");
+  if (concerns_folders(options.linear))
+    refuse("GGUF files have none of the options of folders", "format",
+           "leave them out, or write a folder; what a text says of the weights comes as --imatrix, from 'weft calibrate'");
   const GgufCheckpoint* gguf = as_gguf(*request.checkpoint);
   if (options.keep_split && (gguf == nullptr || gguf->files().size() < 2))
     refuse("the input is not split, so there are no parts to keep", "keep-split");

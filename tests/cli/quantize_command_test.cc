@@ -40,6 +40,8 @@ TEST(QuantizeCommand, a_packed_folder_is_a_model_for_every_command) {
     EXPECT_GT(*layer.find("relative_loss")->number(), 0);
     EXPECT_LT(*layer.find("relative_loss")->number(), 0.1);
   }
+  // A weight is one of the model's, however many of them an integer of the file holds.
+  EXPECT_NEAR(*report.find("bits_per_weight")->number(), 7.9, 0.2);
   EXPECT_NEAR(*details.find("linear_bits_per_weight")->number(), 4.4, 0.2);
   EXPECT_GT(*details.find("eval")->array()->front().find("kl_mean")->number(), 0);
 
@@ -94,6 +96,9 @@ TEST(QuantizeCommand, what_cannot_be_ends_with_2_and_leaves_nothing) {
   EXPECT_EQ(code({"--format", "gptq", "--budget", "xbpw"}), "invalid_argument");
   EXPECT_EQ(code({"--format", "gptq", "--budget", "4bpw", "--bits", "4"}), "invalid_argument");
   EXPECT_EQ(code({"--format", "gguf:Q4_0", "--budget", "4bpw"}), "unsupported");
+  EXPECT_EQ(code({"--format", "gptq", "--eval", folder / "nothing.txt"}), "not_found");
+  EXPECT_EQ(code({"--format", "gguf:Q4_0", "--bits", "8"}), "invalid_argument");
+  EXPECT_EQ(code({"--format", "gguf:Q4_0", "--calibration", kModel + "/config.json"}), "invalid_argument");
   EXPECT_TRUE(tree(folder.path()).empty());
 }
 
