@@ -266,7 +266,7 @@ class Log {
         if (end == std::string::npos) break;  // torn by a crash
         const std::string line = text.substr(at, end - at);
         const std::size_t space = line.find(' ');
-        if (space != std::string::npos) known_.emplace(line.substr(0, space), std::strtod(line.c_str() + space, nullptr));
+        if (space != std::string::npos) known_.insert_or_assign(line.substr(0, space), Known{std::strtod(line.c_str() + space, nullptr), true});
         at = end + 1;
         end_ = at;
       }
@@ -279,7 +279,11 @@ class Log {
       end_ = head.size();
     }
   }
-  [[nodiscard]] const double* find(const std::string& key) const {
+  struct Known {
+    double score = 0;
+    bool earlier = false;  ///< a run that was stopped found it
+  };
+  [[nodiscard]] Known* find(const std::string& key) {
     const auto found = known_.find(key);
     return found == known_.end() ? nullptr : &found->second;
   }
@@ -287,7 +291,7 @@ class Log {
     const std::string line = fmt::format("{} {:.17g}\n", key, score);
     file_.write(end_, std::as_bytes(std::span(line)));
     end_ += line.size();
-    known_.emplace(key, score);
+    known_.insert_or_assign(key, Known{score, false});
   }
   void remove() {
     file_.close();
@@ -300,7 +304,7 @@ class Log {
   std::unique_ptr<Lock> lock_;
   File file_;
   std::uint64_t end_ = 0;
-  std::map<std::string, double> known_;
+  std::map<std::string, Known> known_;
 };
 
 // ---- Evaluating a candidate
@@ -350,11 +354,14 @@ class Evaluator {
     if (options_.cancel != nullptr && options_.cancel->load())
       throw Error(ErrorCode::interrupted, "interrupted", {}, "the same command goes on with what has been evaluated");
     const std::string key = to_string(checksum_of(fmt::format("{}{}", held_out ? "held out " : "", write_json(config))));
-    ++num_evaluations;
-    if (const double* known = log_->find(key)) {
-      ++num_resumed;
-      return *known;
+    if (Log::Known* known = log_->find(key)) {
+      if (known->earlier) {
+        ++num_evaluations, ++num_resumed;
+        known->earlier = false;  // counted once, however often it is asked for
+      }
+      return known->score;
     }
+    ++num_evaluations;
     double value = std::numeric_limits<double>::infinity();
     try {
       const std::unique_ptr<engine::RunningModel> model = build(config);
