@@ -127,7 +127,7 @@ int run_diff(const Arguments& arguments) {
   Console console(arguments.common);
   JobOptions job;
   console.fill(job);
-  if (!arguments.report.empty()) require_reports();
+  if (!arguments.report.empty()) require_reports(arguments.report);
   const DiffReport report = diff(arguments.a, arguments.b, job);
   console.finish();
   if (!arguments.report.empty()) write_report(report, arguments.a, arguments.b, arguments.report);

@@ -493,7 +493,7 @@ int run_measure(const Arguments& arguments) {
   options.window = arguments.window;
   options.weightwatcher = arguments.weightwatcher;
   options.max_tokens = arguments.tokens;
-  if (!arguments.report.empty()) require_reports();
+  if (!arguments.report.empty()) require_reports(arguments.report);
   const MeasureReport report = measure_models(arguments.models, options);
   console.finish();
   if (!arguments.csv.empty()) write_csv(arguments.csv, report);

@@ -12,8 +12,9 @@ namespace weft {
 
 /// Whether this build can write reports: they need Vega (the Debian package libjs-vega) while weft is built, and nothing later.
 [[nodiscard]] WEFT_API bool can_write_reports() noexcept;
-/// Throws unsupported, saying what to install, when it cannot. To be called before work that takes long.
-WEFT_API void require_reports();
+/// Throws unsupported, saying what to install, when it cannot, and io where nothing can be written at output. To be called before work that
+/// takes long.
+WEFT_API void require_reports(const std::filesystem::path& output = {});
 
 /// Each writes one HTML file that needs nothing beside itself: what stands out first, then tables and charts. An existing file is replaced.
 /// Errors: unsupported (see above); io.

@@ -1,11 +1,15 @@
 #include <fmt/format.h>
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <limits>
 #include <map>
 #include <unordered_map>
 
+#include "base/file.h"
 #include "base/text.h"
 #include "report/assets.h"
 #include "report/page.h"
@@ -73,10 +77,18 @@ void add_missing(const DiffReport& diff, const std::string& a, const std::string
 
 bool can_write_reports() noexcept { return !report::vega_script().empty(); }
 
-void require_reports() {
+void require_reports(const std::filesystem::path& output) {
   if (!can_write_reports())
     throw Error(ErrorCode::unsupported, "this weft was built without what reports are drawn with", {.key = "--report"},
                 "install the package libjs-vega and build weft again; --json has the same numbers");
+  if (output.empty()) return;
+  const std::filesystem::path folder = std::filesystem::absolute(output).lexically_normal().parent_path();
+  if (path_kind(output) == PathKind::folder || path_kind(folder) != PathKind::folder)
+    throw Error(ErrorCode::io,
+                path_kind(output) == PathKind::folder ? fmt::format("'{}' is a folder, and the report would be a file", printable(output.string()))
+                                                      : fmt::format("there is no folder '{}' for the report", printable(folder.string())),
+                {.file = output, .key = "--report"}, "name a file in a folder that is there");
+  if (::access((path_kind(output) == PathKind::nothing ? folder : output).c_str(), W_OK) != 0) throw path_error(errno, "write", output);
 }
 
 void write_report(const DiffReport& diff, const std::string& a, const std::string& b, const std::filesystem::path& output) {

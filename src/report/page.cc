@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <cerrno>
 #include <charconv>
 #include <cmath>
 #include <cstdio>
@@ -9,6 +10,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "base/file.h"
 #include "base/text.h"
 #include "report/assets.h"
 #include "weft/error.h"
@@ -188,9 +190,10 @@ std::string render(Page page) {
 void write_page(Page page, const std::filesystem::path& output) {
   const std::string html = render(std::move(page));
   std::FILE* file = std::fopen(output.c_str(), "we");
-  const bool written = file != nullptr && std::fwrite(html.data(), 1, html.size(), file) == html.size();
-  const bool closed = file == nullptr || std::fclose(file) == 0;
-  if (!written || !closed) throw Error(ErrorCode::io, "the report cannot be written", {.file = output});
+  if (file == nullptr) throw path_error(errno, "write", output);
+  const bool written = std::fwrite(html.data(), 1, html.size(), file) == html.size();
+  const int reason = errno;
+  if (std::fclose(file) != 0 || !written) throw path_error(written ? errno : reason, "write", output);
 }
 
 }  // namespace weft::report

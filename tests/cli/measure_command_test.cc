@@ -145,6 +145,7 @@ TEST(MeasureCommand, its_report_is_one_file_that_names_the_tensors) {
   EXPECT_NE(testing::read_file(folder / "d.html").find("What changed"), std::string::npos);
   const CommandResult unwritable = run_weft({"diff", kModels + "/tiny-german", kModels + "/tiny-base", "--report", folder / "none/d.html"});
   EXPECT_EQ(unwritable.status, 1);
+  EXPECT_NE(unwritable.err.find("there is no folder"), std::string::npos) << unwritable.err;
 }
 
 }  // namespace
