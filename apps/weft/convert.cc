@@ -58,7 +58,8 @@ Command convert_command() {
   command.positional("IN", arguments->model, "a model");
   command.positional("OUT", arguments->output, "a folder or a file that does not exist");
   command.group("Converting");
-  command.value({"--dtype"}, "TYPE", arguments->dtype, "type of the floating-point tensors: float32, bfloat16, float16, float8_e4m3fn, ...; for GGUF also Q8_0")
+  command.value({"--dtype"}, "TYPE", arguments->dtype,
+                "type of the floating-point tensors: float32, bfloat16, float16, float8_e4m3fn, ...; for GGUF also Q8_0, Q4_K and other blocks")
       .default_text = "as stored";
   Option& to = command.value({"--to"}, "FORM", arguments->to, "what OUT is");
   to.kind = ValueKind::choice;
