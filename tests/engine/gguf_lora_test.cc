@@ -88,7 +88,7 @@ TEST(GgufLora, an_adapter_comes_back_from_a_gguf_file_bit_for_bit) {
   static_cast<void>(convert_adapter(kLora, folder / "lora.gguf", "gguf", kBase));
   static_cast<void>(convert(kBase, folder / "base.gguf"));
   for (const std::string& base : {kBase, (folder / "base.gguf").string()}) {
-    const fs::path out = folder / ("back" + std::to_string(base.size()));
+    const fs::path out = folder / (base == kBase ? "back" : "back-by-gguf");
     static_cast<void>(convert_adapter((folder / "lora.gguf").string(), out, "peft", base));
     EXPECT_EQ(read_all(out / "adapter_model.safetensors"), read_all(fs::path(kLora) / "adapter_model.safetensors"));
     const Json config = read_json_file(out / "adapter_config.json");
