@@ -27,14 +27,8 @@ std::uint8_t nearest_level(float x) {
 
 /// The scale of 32 values whose weighted squared error is smallest among those tried; 0 where there is nothing.
 float search_scale(const float* x, const float* w) {
-  float largest = 0;
-  float magnitude = 0;
-  for (int i = 0; i < 32; ++i)
-    if (std::fabs(x[i]) > magnitude) {
-      magnitude = std::fabs(x[i]);
-      largest = x[i];
-    }
-  if (magnitude < math::kNoMagnitude) return 0;
+  const float largest = math::furthest_from_zero(x, 32);
+  if (std::fabs(largest) < math::kNoMagnitude) return 0;
   const auto sums = [&](float inverse, float& sum_qx, float& sum_q2) {
     sum_qx = sum_q2 = 0;
     for (int i = 0; i < 32; ++i) {
@@ -95,14 +89,7 @@ void encode_iq4_xs(std::span<const float> row, const Metric& metric, std::uint8_
     const float* x = row.data() + 256 * b;
     float scales[8];
     search_scales(x, metric.column_weights.empty() ? nullptr : metric.column_weights.data() + 256 * b, 8, scales);
-    float most = 0;
-    float magnitude = 0;
-    for (const float scale : scales)
-      if (std::fabs(scale) > magnitude) {
-        magnitude = std::fabs(scale);
-        most = scale;
-      }
-    const float d = -most / 32;
+    const float d = -math::furthest_from_zero(scales, 8) / 32;
     const float inverse = d != 0 ? 1 / d : 0;
     put_half(d, out);
     unsigned high = 0;

@@ -4,6 +4,7 @@
 #include "codec/read_fields.h"
 #include "math/blocks.h"
 #include "math/encode_blocks.h"
+#include "math/quant_search.h"
 
 // Plain integer grids with one scale a block. Q8_1 and Q8_K hold activations; files do not have them, but their ids are valid.
 namespace weft::codec::detail {
@@ -29,14 +30,7 @@ void put_fifth_bits(const std::uint8_t* codes, std::uint8_t* out) {
 
 /// The value of the largest magnitude, the first of them, becomes -half: a grid from -half to half - 1.
 float signed_codes(const float* x, int half, std::uint8_t* codes) {
-  float largest = 0;
-  float magnitude = 0;
-  for (int i = 0; i < 32; ++i)
-    if (std::fabs(x[i]) > magnitude) {
-      magnitude = std::fabs(x[i]);
-      largest = x[i];
-    }
-  const float scale = largest / static_cast<float>(-half);
+  const float scale = math::furthest_from_zero(x, 32) / static_cast<float>(-half);
   const float inverse = inverse_of(scale);
   for (int i = 0; i < 32; ++i) codes[i] = cut(x[i] * inverse + (static_cast<float>(half) + 0.5F), 2 * half - 1);
   return scale;

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "codec/packed_linear.h"
+#include "codec/stored_tensor.h"
 #include "math/convert.h"
 #include "weft/error.h"
 
@@ -15,13 +16,7 @@ namespace {
 
 constexpr std::size_t kNestedBlock = 256;
 
-template <typename Element>
-StoredTensor stored(std::string name, DType dtype, std::vector<std::int64_t> shape, const std::vector<Element>& values) {
-  StoredTensor out{std::move(name), dtype, std::move(shape), {}};
-  out.bytes.resize(values.size() * sizeof(Element));
-  if (!values.empty()) std::memcpy(out.bytes.data(), values.data(), out.bytes.size());
-  return out;
-}
+using detail::stored;
 
 /// The 256 values that 8-bit codes of the "dynamic" map stand for: seven decades, each cut more finely than the one below.
 std::array<float, 256> make_dynamic_map() {

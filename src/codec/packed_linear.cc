@@ -8,19 +8,14 @@
 #include <cstring>
 #include <limits>
 
+#include "codec/stored_tensor.h"
 #include "math/convert.h"
 #include "weft/error.h"
 
 namespace weft::codec {
 namespace {
 
-template <typename Element>
-StoredTensor stored(std::string name, DType dtype, std::vector<std::int64_t> shape, const std::vector<Element>& values) {
-  StoredTensor out{std::move(name), dtype, std::move(shape), {}};
-  out.bytes.resize(values.size() * sizeof(Element));
-  if (!values.empty()) std::memcpy(out.bytes.data(), values.data(), out.bytes.size());
-  return out;
-}
+using detail::stored;
 
 StoredTensor stored_floats(std::string name, DType dtype, std::vector<std::int64_t> shape, std::span<const float> values) {
   StoredTensor out{std::move(name), dtype, std::move(shape), {}};

@@ -129,6 +129,22 @@ void add_tensor(OutputJob& job, const std::string& model, const std::vector<std:
   job.gguf->tensors.push_back(std::move(what.spec));
 }
 
+/// A tensor of a GGUF file. type: what it becomes; null: it stays what it is, its blocks (own) byte for byte.
+void add_held_tensor(OutputJob& job, const std::string& model, const std::shared_ptr<const Checkpoint>& checkpoint,
+                     const std::shared_ptr<const Checkpoint>& stored, const TensorInfo& info, const codec::BlockCodec* own, const GgufWeightType* type) {
+  if (type == nullptr && own != nullptr) {
+    Written what;
+    what.spec = {info.name, own->ggml_id, own, DType::f32, info.shape};
+    what.stream = DType::u8;
+    what.method = "copy";
+    add_tensor(job, model, {info.name}, {stored, &stored->tensor(info.name)}, std::move(what), false);
+    return;
+  }
+  Written what = written(info.name, info.shape, info.dtype, false, type == nullptr ? GgufWeightType{} : *type);
+  const bool rounds = what.stream != info.dtype || what.spec.codec != nullptr;
+  add_tensor(job, model, {info.name}, {checkpoint, &info}, std::move(what), rounds);
+}
+
 /// A GGUF file to a GGUF file; where `folded` has a changed tensor, that one takes the place of the file's.
 OutputJob copy_job(const std::string& name, const std::shared_ptr<const Checkpoint>& checkpoint, const GgufWeightType& type,
                    const model::GgufTensors* folded, const std::vector<bool>& changed) {
@@ -165,17 +181,7 @@ OutputJob copy_job(const std::string& name, const std::shared_ptr<const Checkpoi
     // What is float32 for its own sake stays so.
     const bool stays = !converts || !is_decodable_float(info.dtype) || model::is_float32_in_gguf(info.name, info.shape.size()) ||
                        (own != nullptr && own == type.codec);
-    if (stays && own != nullptr) {
-      Written what;
-      what.spec = {info.name, own->ggml_id, own, DType::f32, info.shape};
-      what.stream = DType::u8;
-      what.method = "copy";
-      add_tensor(job, name, {info.name}, {stored, &stored->tensor(info.name)}, std::move(what), false);
-      continue;
-    }
-    Written what = written(info.name, info.shape, info.dtype, false, stays ? GgufWeightType{} : type);
-    const bool rounds = what.stream != info.dtype || what.spec.codec != nullptr;
-    add_tensor(job, name, {info.name}, {checkpoint, &info}, std::move(what), rounds);
+    add_held_tensor(job, name, checkpoint, stored, info, own, stays ? nullptr : &type);
   }
   for (const auto& [own_name, i] : in_view) {  // a head that is the embedding no more
     const TensorInfo* embedding = checkpoint->find_tensor("token_embd.weight");
@@ -327,17 +333,7 @@ OutputJob gguf_copy_job_choosing(const std::string& name, const std::shared_ptr<
     const bool asked = type.dtype || type.codec != nullptr;
     converts = converts || asked;
     const bool stays = !asked || candidates[i].fixed || (own != nullptr && own == type.codec);
-    if (stays && own != nullptr) {
-      Written what;
-      what.spec = {info.name, own->ggml_id, own, DType::f32, info.shape};
-      what.stream = DType::u8;
-      what.method = "copy";
-      add_tensor(job, name, {info.name}, {stored, &stored->tensor(info.name)}, std::move(what), false);
-      continue;
-    }
-    Written what = written(info.name, info.shape, info.dtype, false, stays ? GgufWeightType{} : type);
-    const bool rounds = what.stream != info.dtype || what.spec.codec != nullptr;
-    add_tensor(job, name, {info.name}, {checkpoint, &info}, std::move(what), rounds);
+    add_held_tensor(job, name, checkpoint, stored, info, own, stays ? nullptr : &type);
   }
   if (converts) job.gguf->metadata.set("general.file_type", GgufValue::u32(file_type_of(job.gguf->tensors)));
   return job;

@@ -20,8 +20,8 @@ inline constexpr float kNoMagnitude = 1e-15F;
   return capped > low ? capped : low;
 }
 
-/// Values of either sign as multiples of one scale, from -nmax to nmax - 1. codes: plus nmax. Returns the scale.
-[[nodiscard]] inline float search_symmetric(int count, int nmax, const float* x, const float* w, std::uint8_t* codes) {
+/// The value of the largest magnitude, the first of them; 0 when all are 0 or NaN.
+[[nodiscard]] inline float furthest_from_zero(const float* x, int count) {
   float largest = 0;
   float magnitude = 0;
   for (int i = 0; i < count; ++i) {
@@ -31,8 +31,14 @@ inline constexpr float kNoMagnitude = 1e-15F;
       largest = x[i];
     }
   }
+  return largest;
+}
+
+/// Values of either sign as multiples of one scale, from -nmax to nmax - 1. codes: plus nmax. Returns the scale.
+[[nodiscard]] inline float search_symmetric(int count, int nmax, const float* x, const float* w, std::uint8_t* codes) {
+  const float largest = furthest_from_zero(x, count);
   for (int i = 0; i < count; ++i) codes[i] = 0;
-  if (magnitude < kNoMagnitude) return 0;
+  if (largest < kNoMagnitude && -largest < kNoMagnitude) return 0;
   const auto top = static_cast<float>(nmax);
   float used = -top / largest;
   float scale = 0;
