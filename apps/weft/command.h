@@ -42,13 +42,15 @@ struct Option {
 
 /// A command. Its run function owns the variables that its options write into.
 struct Command {
-  std::string name;         ///< one word, or two ("edit dump")
-  std::string program;      ///< what it is called under: "weft merge", "mergekit-yaml"
-  std::string summary;      ///< one line for lists
-  std::string synopsis;     ///< what follows the name: "CONFIG OUT [OPTION]..."
-  std::string description;  ///< paragraphs, separated by empty lines
-  std::string example;      ///< a command line that works in a checkout of weft
-  std::string family;       ///< heading in the overview
+  std::string name;           ///< one word, or two ("edit dump")
+  std::string program;        ///< what it is called under: "weft merge", "mergekit-yaml"
+  std::string summary;        ///< one line for lists
+  std::string synopsis;       ///< what follows the name: "CONFIG OUT [OPTION]..."
+  std::string description;    ///< paragraphs, separated by empty lines
+  std::string terms_heading;  ///< of a list that explains words, behind the options
+  std::vector<std::pair<std::string, std::string>> terms;
+  std::string example;  ///< a command line that works in a checkout of weft
+  std::string family;   ///< heading in the overview
   bool hidden = false;
   std::vector<Option> options;  ///< in the order of --help
   std::function<int()> run;
@@ -72,8 +74,8 @@ struct Command {
   std::string group_ = "Options";
 };
 
-/// Fills the variables of the command from its arguments (without the command's name), in the order in which they were written. Throws Error invalid_argument, naming the nearest option for a
-/// misspelt one. Returns false when help was asked for (nothing else was checked then).
+/// Fills the variables of the command from its arguments (without the command's name), in the order in which they were written. Throws Error
+/// invalid_argument, naming the nearest option for a misspelt one. Returns false when help was asked for (nothing else was checked then).
 [[nodiscard]] bool parse_arguments(const Command& command, const std::vector<std::string>& arguments);
 
 /// The text of `weft COMMAND --help`.

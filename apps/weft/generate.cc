@@ -53,6 +53,8 @@ std::string man_page(const std::vector<Command>& commands) {
     text += ".SS \"" + roff(command.program + " " + command.synopsis) + "\"\n" + roff(command.summary) + "\n";
     for (const std::string& paragraph : paragraphs(command.description)) text += ".PP\n" + roff(paragraph) + "\n";
     for (const Option& option : command.options) text += man_option(option);
+    if (!command.terms.empty()) text += ".PP\n" + roff(command.terms_heading) + ":\n";
+    for (const auto& [term, explanation] : command.terms) text += ".TP\n\\fB" + roff(term) + "\\fR\n" + roff(explanation) + "\n";
     text += ".TP\n\\fB\\-h\\fR, \\fB\\-\\-help\\fR\nshow how the command is used\n";
     if (!command.example.empty()) text += ".PP\nExample:\n.PP\n.RS\n.nf\n" + roff(command.example) + "\n.fi\n.RE\n";
   }

@@ -46,6 +46,8 @@ std::string help_text(const Command& command) {
     for (const Option& option : command.options)
       if (option.group == group) text += entry(spelled(option), option.explanation());
   }
+  if (!command.terms.empty()) text += heading(command.terms_heading);
+  for (const auto& [term, explanation] : command.terms) text += entry(term, explanation);
   text += heading("Help") + entry("-h, --help", "show this text");
   if (!command.example.empty()) text += heading("Example") + "  " + command.example + '\n';
   return text;

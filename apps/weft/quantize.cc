@@ -185,6 +185,11 @@ void add_linear_options(Command& command, const std::shared_ptr<Arguments>& argu
   real("--smoothing", linear.smoothing, "of smooth: 0 leaves activations as they are, 1 makes them all alike", "0.5");
   command.number({"--rank"}, arguments->rank, "of lorc").default_text = "8";
   real("--exact", linear.exact, "of exact: share of the weights", "0.001");
+  Option& set = command.custom({"--set"}, "STEP.NAME=X", "a number that a step takes", [&linear](const std::string& text) {
+    const auto [name, value] = pair_of(text, text.find('='), "--set", "STEP.NAME=X");
+    linear.parameters[name] = real_argument(value, "--set");
+  });
+  set.repeated = true;
 }
 
 int run_quantize(Arguments& arguments) {
@@ -244,6 +249,21 @@ std::string gguf_types_text() {
   return text;
 }
 
+/// The steps of methods, with their numbers.
+std::vector<std::pair<std::string, std::string>> step_terms() {
+  std::vector<std::pair<std::string, std::string>> terms;
+  for (const QuantizeStep& step : quantize_steps()) {
+    std::string text = step.summary;
+    if (!step.source.empty()) text += fmt::format(" ({})", step.source);
+    if (step.needs_text) text += "; needs a text";
+    if (step.own_only) text += "; only in --format weft";
+    for (const QuantizeStep::Parameter& parameter : step.parameters)
+      text += fmt::format("; --set {}.{}={:g}: {}", step.name, parameter.name, parameter.value, parameter.help);
+    terms.emplace_back(step.name, std::move(text));
+  }
+  return terms;
+}
+
 }  // namespace
 
 Command quantize_command() {
@@ -259,16 +279,13 @@ Command quantize_command() {
       "llama.cpp's, byte for "
       "byte; a row that a type's blocks do not divide falls back as there. Types of less than three bits need an importance matrix.\n\n"
       "Folders are for transformers, vLLM and this command: the linear layers of the blocks become codes with scales, the rest stays. Their methods "
-      "are steps joined by +. rtn rounds; gptq rounds a "
-      "column after another and makes the error good in those that follow, by what the layers read of the calibration text; gptaq also makes good "
-      "what earlier layers have changed; hqq finds zero "
-      "points that need no text. Before them awq or smooth scale channels, folded into what writes them, clip narrows ranges, and exact leaves some "
-      "weights out of the codes; behind them lorc adds a "
-      "product of thin matrices that repairs what is lost. awq alone is awq+clip+rtn. Only --format weft holds hqq, exact and lorc. A rule is "
+      "are steps joined by +, listed below; one of them finds the codes. awq alone is awq+clip+rtn, and in bitsandbytes' formats awq+rtn. A rule is "
       "PATTERN=keep, PATTERN=BITS or PATTERN=BITS/GROUP.\n\n"
       "The loss of a weight is the squared error, weighted by importance where there is one, as a share of the weight's squares; in a folder made "
       "with a calibration text, that of the layer's outputs.",
       formats_text(), gguf_types_text());
+  command.terms_heading = "Steps of methods for folders, in the order in which they are carried out";
+  command.terms = step_terms();
   command.example = "weft quantize models/tiny-base out/tiny-base.Q4_K_M.gguf --format gguf:Q4_K_M";
   command.positional("MODEL", arguments->model, kModelHelp);
   command.positional("OUT", arguments->output, "a file or a folder that does not exist");

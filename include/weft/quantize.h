@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -35,7 +36,8 @@ struct LinearQuantization {
   double smoothing = 0.5;         ///< of smooth
   std::int64_t rank = 8;          ///< of lorc
   double exact = 0.001;           ///< share of the weights that `exact` leaves out of the codes
-  bool nested = false;            ///< bitsandbytes' scales in 8 bits
+  std::map<std::string, double> parameters;  ///< of other steps, "STEP.NAME"; see quantize_steps()
+  bool nested = false;                       ///< bitsandbytes' scales in 8 bits
   /// A width for each layer instead of `bits` for all, so that the layers' losses sum to the least within the budget. Of the quantized layers, bits a
   /// weight with scales and all; of all the model's tensors, bytes.
   std::optional<double> budget_bits;
@@ -86,6 +88,24 @@ struct QuantizeFormat {
 [[nodiscard]] WEFT_API std::vector<QuantizeFormat> quantize_formats();
 /// Types of GGUF files, most bits first: name, about how many bits a weight takes.
 [[nodiscard]] WEFT_API std::vector<std::pair<std::string, double>> gguf_types();
+
+/// A step of a method for folders: "awq" of "awq+gptq".
+struct QuantizeStep {
+  struct Parameter {
+    std::string name;
+    double value = 0;  ///< unless one is given
+    std::string help;
+  };
+  std::string name;
+  std::string place;   ///< what it changes: model, channels, weights, codes, repair, block
+  std::string source;  ///< the method it comes from
+  std::string summary;
+  bool needs_text = false;  ///< looks at what layers read
+  bool own_only = false;    ///< only weft's own form holds the result
+  std::vector<Parameter> parameters;
+};
+/// All of them, in the order in which they are carried out.
+[[nodiscard]] WEFT_API std::vector<QuantizeStep> quantize_steps();
 
 /// Writes a model with fewer bits a weight.
 /// Errors: invalid_argument (format, rules that match nothing, contradicting options), unsupported, not_found, corrupt, io, no_space.

@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -9,6 +10,7 @@
 #include <vector>
 
 #include "engine/activations.h"
+#include "engine/lazy_model.h"
 #include "engine/running_model.h"
 #include "weft/calibrate.h"
 #include "weft/forward.h"
@@ -27,7 +29,9 @@ struct LinearRule {
 };
 
 struct LinearQuantizeOptions : RunOptions {
-  std::string method = "rtn";   ///< steps joined by +: awq, smooth, clip, exact, then one of rtn, hqq, gptq, gptaq, then lorc
+  std::string method = "rtn";   ///< steps joined by +; engine/linear_step.h has the table
+  /// Numbers that steps take: "STEP.NAME" to value.
+  std::map<std::string, double> parameters;
   std::string format = "gptq";  ///< gptq, gptq_v2, awq, compressed-tensors, bnb-nf4, bnb-fp4, bnb-int8, weft
   std::string numbers =
       "int";  ///< of compressed-tensors: int, fp8, fp8-block, nvfp4, mxfp4, mxfp6, mxfp8; of weft also nf4, e2m1, e2m3, e3m2, e4m3, e5m2
@@ -74,7 +78,11 @@ struct LinearQuantizeReport : JobReport {
 /// Errors: invalid_argument for options that contradict each other or what the format holds, rules that match nothing, a model that is quantized
 /// already; unsupported for layers that the format has no place for, naming them; corrupt for weights or activations that are no numbers.
 [[nodiscard]] LinearQuantizeReport quantize_linear(std::string_view model, const std::filesystem::path& output, const LinearQuantizeOptions& options);
+/// Of a model that exists as views only.
+[[nodiscard]] LinearQuantizeReport quantize_linear(LazyModel model, const std::filesystem::path& output, const LinearQuantizeOptions& options);
 /// Whether the method needs calibration texts.
 [[nodiscard]] bool needs_calibration(std::string_view method);
+/// Whether the model is run: the method needs it, or there is a text to see by what is lost.
+[[nodiscard]] bool wants_activations(const LinearQuantizeOptions& options);
 
 }  // namespace weft::engine

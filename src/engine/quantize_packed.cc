@@ -1,10 +1,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <utility>
 
 #include "base/text.h"
+#include "engine/linear_step_table.h"
 #include "engine/quantize_format.h"
 #include "engine/quantize_linear.h"
 #include "weft/error.h"
@@ -61,6 +63,7 @@ QuantizeReport quantize_packed(const char* format, const QuantizeRequest& reques
   options.smoothing = linear.smoothing;
   options.rank = linear.rank;
   options.exact = linear.exact;
+  options.parameters = linear.parameters;
   options.nested = linear.nested;
   options.budget_bits = linear.budget_bits;
   options.budget_bytes = linear.budget_bytes;
@@ -83,3 +86,25 @@ QuantizeReport quantize_packed(const char* format, const QuantizeRequest& reques
 }
 
 }  // namespace weft::engine
+
+namespace weft {
+
+std::vector<QuantizeStep> quantize_steps() {
+  static constexpr std::array<const char*, 6> kPlaces = {"model", "channels", "weights", "codes", "repair", "block"};
+  std::vector<QuantizeStep> steps;
+  for (const engine::LinearStepInfo& info : engine::linear_steps()) {
+    QuantizeStep step{std::string(info.name),
+                      kPlaces.at(static_cast<std::size_t>(info.place)),
+                      std::string(info.source),
+                      std::string(info.summary),
+                      info.needs_activations,
+                      info.adds,
+                      {}};
+    for (const engine::StepParameter& parameter : info.parameters)
+      step.parameters.push_back({std::string(parameter.name), parameter.value, std::string(parameter.help)});
+    steps.push_back(std::move(step));
+  }
+  return steps;
+}
+
+}  // namespace weft

@@ -11,6 +11,7 @@
 #include "base/file.h"
 #include "base/text.h"
 #include "checkpoint/model_folder.h"
+#include "engine/gguf_output.h"
 #include "engine/lazy_model.h"
 #include "engine/merge_plan.h"
 #include "engine/recipe.h"
@@ -24,26 +25,7 @@ namespace {
 
 namespace fs = std::filesystem;
 using engine::LazyModel;
-
-/// Small files of a result that a merge will look at. Removed at the end.
-class ScratchFolder {
- public:
-  ScratchFolder() {
-    std::string pattern = (fs::temp_directory_path() / "weft-recipe-XXXXXX").string();
-    if (::mkdtemp(pattern.data()) == nullptr) throw Error(ErrorCode::io, "cannot make a temporary folder", {.file = pattern});
-    path_ = pattern;
-  }
-  ~ScratchFolder() {
-    std::error_code ignored;
-    fs::remove_all(path_, ignored);
-  }
-  ScratchFolder(const ScratchFolder&) = delete;
-  ScratchFolder& operator=(const ScratchFolder&) = delete;
-  [[nodiscard]] const fs::path& path() const { return path_; }
-
- private:
-  fs::path path_;
-};
+using engine::ScratchFolder;
 
 class Runner {
  public:

@@ -10,12 +10,25 @@
 #include "base/file.h"
 #include "base/text.h"
 #include "checkpoint/model_folder.h"
+#include "engine/gguf_output.h"
+#include "engine/lazy_model.h"
 #include "engine/model_config.h"
 #include "model/text_part.h"
 #include "model/vocabulary.h"
 #include "weft/error.h"
 
 namespace weft::engine {
+
+namespace {
+
+void take_text_part(ModelFiles& files) {
+  if (std::optional<model::TextPart> text = model::text_part(files.checkpoint, files.config)) {
+    files.checkpoint = std::move(text->checkpoint);
+    files.config = std::move(text->config);
+  }
+}
+
+}  // namespace
 
 ModelFiles open_model_files(std::string_view model) {
   ModelFiles files;
@@ -45,10 +58,21 @@ ModelFiles open_model_files(std::string_view model) {
                 "name the model's folder");
   files.config = std::move(*config);
   adapt::follow_in_config(*files.checkpoint, files.config, files.warnings);
-  if (std::optional<model::TextPart> text = model::text_part(files.checkpoint, files.config)) {
-    files.checkpoint = std::move(text->checkpoint);
-    files.config = std::move(text->config);
-  }
+  take_text_part(files);
+  return files;
+}
+
+ModelFiles files_of(const LazyModel& model) {
+  if (!model.parts.config)
+    throw Error(ErrorCode::not_found, "there is no config.json, which says how the weights run", {.file = model.name}, "name the model's folder");
+  ModelFiles files;
+  files.checkpoint = checkpoint_of(model);
+  const auto folder = std::make_shared<const ScratchFolder>();
+  write_companions(model, folder->path());
+  files.folder = folder->path();
+  files.holds = folder;
+  files.config = *model.parts.config;
+  take_text_part(files);
   return files;
 }
 

@@ -17,18 +17,24 @@
 // What every command that runs a model begins with: its weights, config, network and, when asked for, its tokenizer.
 namespace weft::engine {
 
+struct LazyModel;
+
 struct ModelFiles {
   std::shared_ptr<const Checkpoint> checkpoint;
   std::filesystem::path folder;  ///< of config.json; for a GGUF file the file itself
   Json config;
   std::vector<std::pair<std::string, std::string>> small_files;  ///< out of a GGUF file: tokenizer.json and its like, name and content
   std::vector<std::string> warnings;
+  std::shared_ptr<const void> holds = nullptr;  ///< what is there for as long as these are
 
   /// Parsed; nothing when the model has no such file. Errors: corrupt.
   [[nodiscard]] std::optional<Json> json_file(std::string_view name) const;
 };
 /// MODEL, or MODEL+ADAPTER with the changed tensors in float32. Errors: not_found without a config.json, corrupt, unsupported.
 [[nodiscard]] ModelFiles open_model_files(std::string_view model);
+
+/// Of a model that exists as views: its small files stand in a folder of their own meanwhile. Errors: not_found without a config.
+[[nodiscard]] ModelFiles files_of(const LazyModel& model);
 
 class RunningModel {
  public:

@@ -1,0 +1,165 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <utility>
+
+#include "engine/linear_step.h"
+#include "math/convert.h"
+#include "quantize/scale_fold.h"
+#include "weft/error.h"
+
+// AWQ and SmoothQuant: scales of channels, folded into the norm or the matrix that writes them.
+namespace weft::engine {
+namespace {
+
+using model::Role;
+
+/// Scales of the channels that matrices read; empty where none are better than none.
+using ChooseScales =
+    std::function<std::vector<float>(std::span<const quantize::Reader> readers, const InputStatistics& read, const LinearTarget& target)>;
+
+std::vector<float> choose(const LinearPlan& plan, const Block& block, const std::vector<const model::BlockTensor*>& tensors,
+                          const InputStatistics& read, const ChooseScales& choose_scales) {
+  std::vector<LinearMatrix> matrices;
+  std::vector<quantize::Reader> readers;
+  for (const model::BlockTensor* tensor : tensors) {
+    if (plan.find(tensor->tensor->name) == nullptr) return {};
+    matrices.push_back(block.matrix(tensor->tensor->name));
+  }
+  for (const LinearMatrix& matrix : matrices) readers.push_back({matrix.values, static_cast<std::int64_t>(matrix.rows)});
+  return choose_scales(readers, read, *plan.find(tensors.front()->tensor->name));
+}
+
+/// Changes writer and readers, and undoes it where the block then gives something else.
+template <typename Write>
+void apply_fold(const LinearPlan& plan, Block& block, const std::vector<float>& scales, const std::vector<const model::BlockTensor*>& readers,
+                const Write& write) {
+  constexpr double kTolerance = 1e-4;
+  const Activations::Batch& batch = block.batches().front();
+  const std::vector<float> before = block.run(batch, block.input(batch));
+  std::vector<float> exact = scales;
+  if (!write(std::span(exact))) return;
+  for (const model::BlockTensor* tensor : readers) {
+    LinearMatrix matrix = block.matrix(tensor->tensor->name);
+    quantize::scale_columns(matrix.values, static_cast<std::int64_t>(matrix.columns), exact);
+    block.set_matrix(tensor->tensor->name, matrix);
+  }
+  const std::vector<float> after = block.run(batch, block.input(batch));
+  double difference = 0, size = 0;
+  for (std::size_t i = 0; i < before.size(); ++i) {
+    const double d = static_cast<double>(after[i]) - before[i];
+    difference += d * d;
+    size += static_cast<double>(before[i]) * before[i];
+  }
+  if (!(difference <= kTolerance * kTolerance * size))
+    throw Error(
+        ErrorCode::unsupported,
+        fmt::format("scaling channels changes what block {} of this architecture gives (by {:.2g})", block.layer(), std::sqrt(difference / size)),
+        {.file = plan.model_name}, "use --method gptq or rtn");
+}
+
+/// What divides a channel, where a norm or a matrix writes it alone.
+void fold_scales(LinearPlan& plan, Block& block, const ChooseScales& choose_scales) {
+  const model::NetworkConfig& network = block.network().config();
+  const auto of_role = [&](std::initializer_list<Role> roles) {
+    std::vector<const model::BlockTensor*> found;
+    for (const model::BlockTensor* tensor : block.linears())
+      if (std::find(roles.begin(), roles.end(), tensor->slot.role) != roles.end()) found.push_back(tensor);
+    return found;
+  };
+  const auto norm_at = [&](model::Site site, bool bias) -> const model::BlockTensor* {
+    const model::BlockTensor* found = nullptr;
+    for (const model::BlockTensor& tensor : block.tensors())
+      if (tensor.slot.role == Role::norm && tensor.slot.site == site && tensor.is_bias == bias) found = &tensor;
+    return found;
+  };
+  StatisticsRequest request;
+  request.gram = true;
+  std::vector<InputStatistics> statistics = block.statistics(request);
+  const auto at = [&](Role role) -> InputStatistics* {
+    for (InputStatistics& one : statistics)
+      if (one.point == InputPoint{role, -1}) return &one;
+    return nullptr;
+  };
+  const auto fold_norm = [&](model::Site site, std::vector<const model::BlockTensor*> readers, InputStatistics* read) {
+    const model::BlockTensor* norm = norm_at(site, false);
+    if (norm == nullptr || read == nullptr || readers.empty() || read->num_tokens == 0) return;
+    if (read->weights.size() != readers.size()) return;  // something else reads there, too
+    const std::vector<float> scales = choose(plan, block, readers, *read, choose_scales);
+    if (scales.empty()) return;
+    apply_fold(plan, block, scales, readers, [&](std::span<float> exact) {
+      const bool plus_one = network.norm == model::NormKind::rms_plus_one;
+      std::vector<float> gains = block.values(norm->tensor->name);
+      if (gains.size() != exact.size()) return false;
+      for (std::size_t j = 0; j < gains.size(); ++j) {
+        const float gain = plus_one ? gains[j] + 1 : gains[j];
+        float next = gain / exact[j];
+        // The gain is rounded to what it is stored as, and the scale follows it, so that nothing is lost there.
+        const float kept = math::decode_one(norm->tensor->dtype, math::encode_one(norm->tensor->dtype, plus_one ? next - 1 : next));
+        next = plus_one ? kept + 1 : kept;
+        exact[j] = next != 0 && std::isfinite(next) && gain / next > 0 ? gain / next : 1;
+        gains[j] = exact[j] == 1 && !(next != 0) ? gains[j] : kept;
+      }
+      if (const model::BlockTensor* bias = norm_at(site, true)) {
+        std::vector<float> values = block.values(bias->tensor->name);
+        for (std::size_t j = 0; j < values.size(); ++j) values[j] /= exact[j];
+        block.emit(bias->tensor->name, bias->tensor->dtype, bias->tensor->shape, values);
+        block.set_values(bias->tensor->name, std::move(values));
+      }
+      block.emit(norm->tensor->name, norm->tensor->dtype, norm->tensor->shape, gains);
+      block.set_values(norm->tensor->name, std::move(gains));
+      return true;
+    });
+  };
+  if (!network.parallel) {
+    fold_norm(model::Site::attention_in, of_role({Role::q, Role::k, Role::v, Role::qkv}), at(Role::q));
+    fold_norm(model::Site::mlp_in, of_role({Role::up, Role::gate, Role::gate_up}), at(Role::up));
+  }
+  // Into the rows that write what down reads. Behind an activation that is no multiple of its argument only a gated layer's `up` can take a scale.
+  const auto up = of_role({Role::up}), gate = of_role({Role::gate}), down = of_role({Role::down});
+  InputStatistics* read = at(Role::down);
+  if (up.size() == 1 && gate.size() == 1 && down.size() == 1 && read != nullptr && read->num_tokens > 0 &&
+      plan.find(up.front()->tensor->name) != nullptr) {
+    const std::vector<float> scales = choose(plan, block, down, *read, choose_scales);
+    if (!scales.empty())
+      apply_fold(plan, block, scales, down, [&](std::span<float> exact) {
+        LinearMatrix writer = block.matrix(up.front()->tensor->name);
+        if (writer.rows != exact.size()) return false;
+        for (const model::BlockTensor& tensor : block.tensors())
+          if (tensor.is_bias && tensor.slot.role == Role::up) return false;
+        quantize::divide_rows(writer.values, static_cast<std::int64_t>(writer.columns), exact);
+        block.set_matrix(up.front()->tensor->name, writer);
+        return true;
+      });
+  }
+}
+
+class AwqStep final : public LinearStep {
+ public:
+  void before_block(LinearPlan& plan, Block& block) override {
+    fold_scales(plan, block, [&](std::span<const quantize::Reader> readers, const InputStatistics& read, const LinearTarget& target) {
+      std::vector<double> mean(read.sum_abs);
+      for (double& value : mean) value /= static_cast<double>(read.num_tokens);
+      const quantize::ScaleChoice choice = quantize::search_awq(readers, target.columns, mean, read.gram, plan.options_for(target));
+      return choice.exponent == 0 ? std::vector<float>() : choice.scales;
+    });
+  }
+};
+
+class SmoothStep final : public LinearStep {
+ public:
+  void before_block(LinearPlan& plan, Block& block) override {
+    fold_scales(plan, block, [&](std::span<const quantize::Reader> readers, const InputStatistics& read, const LinearTarget& target) {
+      return quantize::smooth_scales(readers, target.columns, read.max_abs, plan.options.smoothing);
+    });
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<LinearStep> make_awq_step(const LinearPlan&) { return std::make_unique<AwqStep>(); }
+std::unique_ptr<LinearStep> make_smooth_step(const LinearPlan&) { return std::make_unique<SmoothStep>(); }
+
+}  // namespace weft::engine

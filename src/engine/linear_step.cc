@@ -1,0 +1,143 @@
+#include "engine/linear_step.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+
+#include "base/text.h"
+#include "math/convert.h"
+#include "weft/error.h"
+
+namespace weft::engine {
+
+const std::vector<LinearStepInfo>& linear_steps() {
+  using enum StepPlace;
+  static const std::vector<LinearStepInfo> kSteps = {
+      {"awq", channel, true, false, "scales of channels by how loudly they are read, so that loud ones lose less", "AWQ", {}, make_awq_step},
+      {"smooth", channel, true, false, "scales of channels that even out inputs and weights", "SmoothQuant", {}, make_smooth_step},
+      {"clip", weights, true, false, "the range of each group narrowed to where rounding loses least", "AWQ", {}, make_clip_step},
+      {"exact", weights, false, true, "a share of the weights kept as they are, beside the codes", "", {}, make_exact_step},
+      {"rtn", codes, false, false, "rounding to nearest", "", {}, make_rtn_step},
+      {"hqq", codes, false, true, "zero points by half-quadratic splitting, without a text", "HQQ", {}, make_hqq_step},
+      {"gptq", codes, true, false, "each column's error made good by those that follow", "GPTQ", {}, make_gptq_step},
+      {"gptaq", codes, true, false, "gptq that also makes good how far the inputs have drifted", "GPTAQ", {}, make_gptaq_step},
+      {"lorc", repair, false, true, "the error's largest part kept as a product of two thin matrices", "ZeroQuant-FP", {}, make_lorc_step},
+  };
+  return kSteps;
+}
+
+const LinearStepInfo* find_linear_step(std::string_view name) {
+  for (const LinearStepInfo& step : linear_steps())
+    if (step.name == name) return &step;
+  return nullptr;
+}
+
+std::vector<std::string> split_steps(std::string_view method) {
+  std::vector<std::string> steps;
+  while (true) {
+    const std::size_t plus = method.find('+');
+    steps.emplace_back(method.substr(0, plus));
+    if (plus == std::string_view::npos) return steps;
+    method.remove_prefix(plus + 1);
+  }
+}
+
+double step_parameter(const LinearQuantizeOptions& options, std::string_view step, std::string_view name) {
+  if (const auto given = options.parameters.find(fmt::format("{}.{}", step, name)); given != options.parameters.end()) return given->second;
+  if (const LinearStepInfo* info = find_linear_step(step))
+    for (const StepParameter& parameter : info->parameters)
+      if (parameter.name == name) return parameter.value;
+  throw Error(ErrorCode::internal, fmt::format("the step '{}' has no parameter '{}'", step, name));
+}
+
+void check_step_parameters(const LinearQuantizeOptions& options) {
+  const std::vector<std::string> steps = split_steps(options.method);
+  for (const auto& [key, value] : options.parameters) {
+    const std::string step = key.substr(0, key.find('.'));
+    const LinearStepInfo* info = find_linear_step(step);
+    if (info == nullptr || std::find(steps.begin(), steps.end(), step) == steps.end())
+      refuse_linear("set", fmt::format("'{}' is of a step that '{}' does not have", printable(key), printable(options.method)),
+                    fmt::format("its steps are {}", fmt::join(steps, ", ")));
+    std::vector<std::string> names;
+    const StepParameter* found = nullptr;
+    for (const StepParameter& parameter : info->parameters) {
+      names.push_back(fmt::format("{}.{}", step, parameter.name));
+      if (names.back() == key) found = &parameter;
+    }
+    if (found == nullptr)
+      refuse_linear("set", fmt::format("there is no parameter '{}'", printable(key)),
+                    names.empty() ? fmt::format("'{}' has none", step) : fmt::format("'{}' has {}", step, fmt::join(names, ", ")));
+    if (!(value >= found->least && value <= found->most))
+      refuse_linear("set", fmt::format("{} makes no sense as {}", value, key), fmt::format("give {:g} to {:g}", found->least, found->most));
+  }
+}
+
+bool needs_calibration(std::string_view method) {
+  const std::vector<std::string> steps = split_steps(method);
+  return std::any_of(steps.begin(), steps.end(), [](const std::string& name) {
+    const LinearStepInfo* step = find_linear_step(name);
+    return step == nullptr || step->needs_activations;
+  });
+}
+
+bool wants_activations(const LinearQuantizeOptions& options) {
+  return needs_calibration(options.method) || options.tokens != nullptr || options.calibration;
+}
+
+// ---- A layer -------------------------------------------------------------------------------------------------------------------------------
+
+std::vector<float> LinearLayer::importance() const {
+  std::vector<float> diagonal;
+  if (statistics == nullptr) return diagonal;
+  const auto width = static_cast<std::size_t>(target.columns);
+  for (std::size_t j = 0; j < width; ++j) diagonal.push_back(static_cast<float>(statistics->gram[j * width + j]));
+  return diagonal;
+}
+
+codec::QuantizedLinear& LinearLayer::need_codes() {
+  if (!codes) codes = quantize::round_to_nearest(values, target.rows, target.columns, solver);
+  return *codes;
+}
+
+void LinearLayer::take_out(std::vector<std::int64_t> at) {
+  std::vector<float> own;
+  for (const std::int64_t where : at) own.push_back(values[static_cast<std::size_t>(where)]);
+  for (const std::int64_t where : at) values[static_cast<std::size_t>(where)] = 0;
+  math::round_through(target.dtype, own);
+  std::vector<std::pair<std::int64_t, float>> all;
+  for (std::size_t i = 0; i < taken.size(); ++i) all.emplace_back(taken_at[i], taken[i]);
+  for (std::size_t i = 0; i < at.size(); ++i)
+    if (!std::binary_search(taken_at.begin(), taken_at.end(), at[i])) all.emplace_back(at[i], own[i]);
+  std::sort(all.begin(), all.end());
+  taken_at.clear();
+  taken.clear();
+  for (const auto& [where, value] : all) {
+    taken_at.push_back(where);
+    taken.push_back(value);
+  }
+}
+
+void LinearLayer::put_back() {
+  codec::QuantizedLinear& linear = need_codes();
+  linear.added_at = taken_at;
+  linear.added = taken;
+}
+
+void LinearLayer::warn(std::string_view key, std::string text) {
+  if (tries || block == nullptr) return;
+  block->note(key.empty() ? fmt::format("warning {}", target.name) : fmt::format("warning {} {}", key, target.name), std::move(text));
+}
+
+void LinearLayer::for_each_slab(const std::function<void(std::int64_t first, std::int64_t count)>& work) const {
+  constexpr std::int64_t kSlab = 64;
+  std::vector<std::pair<std::int64_t, std::int64_t>> slabs;
+  for (std::int64_t first = 0; first < target.rows; first += kSlab) slabs.emplace_back(first, std::min(kSlab, target.rows - first));
+  if (block == nullptr) {
+    for (const auto& [first, count] : slabs) work(first, count);
+    return;
+  }
+  block->network().team().for_each(slabs.size(), [&](std::size_t i, int) { work(slabs[i].first, slabs[i].second); });
+}
+
+}  // namespace weft::engine
