@@ -21,9 +21,11 @@
 #include <vector>
 
 #include "codec/block_codec.h"
+#include "codec/packed_linear.h"
 #include "math/quant_search.h"
 #include "math/small_float.h"
 #include "math/targets.h"
+#include "quantize/solver.h"
 
 namespace {
 
@@ -217,8 +219,133 @@ void scalar_q6_k(const float* x, const float* importance, std::uint8_t* out) {
     }
 }
 
+void two_bits(const std::uint8_t* codes, std::uint8_t* out) {
+  for (int half = 0; half < 2; ++half)
+    for (int l = 0; l < 32; ++l) {
+      const std::uint8_t* c = codes + 128 * half + l;
+      out[32 * half + l] = static_cast<std::uint8_t>(c[0] | c[32] << 2 | c[64] << 4 | c[96] << 6);
+    }
+}
+
+void scalar_q2_k(const float* x, const float* importance, std::uint8_t* out) {
+  std::uint8_t codes[256], scale_codes[16] = {}, minimum_codes[16] = {};
+  float scales[16], minima[16], sums[16], w[16];
+  float squares = 0;
+  for (int i = 0; i < 256; ++i) squares += x[i] * x[i];
+  const float sigma2 = squares / 256;
+  for (int s = 0; s < 16; ++s) {
+    const float* own = x + 16 * s;
+    sums[s] = 0;
+    for (int i = 0; i < 16; ++i) {
+      w[i] = importance != nullptr ? importance[16 * s + i] * std::sqrt(sigma2 + own[i] * own[i]) : std::fabs(own[i]);
+      sums[s] += w[i];
+    }
+    scales[s] = importance != nullptr ? affine(16, 3, own, w, codes + 16 * s, minima[s], -0.9F, 0.05F, 36, false)
+                                      : affine(16, 3, own, w, codes + 16 * s, minima[s], -0.5F, 0.1F, 15, true);
+  }
+  const auto simple = [](const float* all, std::uint8_t* parts) {
+    float most = 0;
+    for (int s = 0; s < 16; ++s) most = std::max(most, all[s]);
+    if (!(most > 0)) return 0.0F;
+    for (int s = 0; s < 16; ++s) parts[s] = static_cast<std::uint8_t>(nearest_int(15.0F / most * all[s]));
+    return most / 15.0F;
+  };
+  const float d = put_half(importance != nullptr ? math::search_positive(16, 15, scales, sums, scale_codes) : simple(scales, scale_codes), out + 80);
+  const float dmin =
+      put_half(importance != nullptr ? math::search_positive(16, 15, minima, sums, minimum_codes) : simple(minima, minimum_codes), out + 82);
+  for (int s = 0; s < 16; ++s) {
+    out[s] = static_cast<std::uint8_t>(scale_codes[s] | minimum_codes[s] << 4);
+    requantize(16, x + 16 * s, d * static_cast<float>(scale_codes[s]), dmin * static_cast<float>(minimum_codes[s]), 0, 3, 0, codes + 16 * s);
+  }
+  two_bits(codes, out + 16);
+}
+
+/// One value at a time to what lowers the error most, from the plain scale on; errors count as the values' squares.
+float by_turns(int n, int nmax, const float* x, std::uint8_t* codes) {
+  const float largest = math::furthest_from_zero(x, n);
+  std::fill_n(codes, n, std::uint8_t{0});
+  if (std::fabs(largest) < math::kNoMagnitude) return 0;
+  int chosen[16];
+  const float inverse = -static_cast<float>(nmax) / largest;
+  float sum_xl = 0, sum_l2 = 0;
+  for (int i = 0; i < n; ++i) {
+    chosen[i] = nearest_int(inverse * x[i], -nmax, nmax - 1);
+    const auto l = static_cast<float>(chosen[i]);
+    const float w = x[i] * x[i];
+    sum_xl += w * x[i] * l;
+    sum_l2 += w * l * l;
+  }
+  for (int pass = 0; pass < 5; ++pass) {
+    bool changed = false;
+    for (int i = 0; i < n; ++i) {
+      const float w = x[i] * x[i];
+      const auto own = static_cast<float>(chosen[i]);
+      float xl = sum_xl - w * x[i] * own;
+      if (!(xl > 0)) continue;
+      float l2 = sum_l2 - w * own * own;
+      const int next = nearest_int(x[i] * l2 / xl, -nmax, nmax - 1);
+      if (next == chosen[i]) continue;
+      const auto l = static_cast<float>(next);
+      xl += w * x[i] * l;
+      l2 += w * l * l;
+      if (!(l2 > 0 && xl * xl * sum_l2 > sum_xl * sum_xl * l2)) continue;
+      chosen[i] = next;
+      sum_xl = xl;
+      sum_l2 = l2;
+      changed = true;
+    }
+    if (!changed) break;
+  }
+  for (int i = 0; i < n; ++i) codes[i] = static_cast<std::uint8_t>(chosen[i] + nmax);
+  return sum_l2 > 0 ? sum_xl / sum_l2 : 0;
+}
+
+void scalar_q3_k(const float* x, const float* importance, std::uint8_t* out) {
+  std::uint8_t codes[256], parts[16] = {};
+  float scales[16], sums[16], w[16];
+  float squares = 0;
+  for (int i = 0; i < 256; ++i) squares += x[i] * x[i];
+  const float sigma2 = 2 * squares / 256;
+  for (int s = 0; s < 16; ++s) {
+    const float* own = x + 16 * s;
+    if (importance == nullptr) {
+      scales[s] = by_turns(16, 4, own, codes + 16 * s);
+      continue;
+    }
+    sums[s] = 0;
+    for (int i = 0; i < 16; ++i) {
+      w[i] = importance[16 * s + i] * std::sqrt(sigma2 + own[i] * own[i]);
+      sums[s] += w[i];
+    }
+    scales[s] = math::search_symmetric(16, 4, own, w, codes + 16 * s);
+  }
+  float d = 0;
+  if (importance != nullptr) {
+    d = math::search_symmetric(16, 32, scales, sums, parts);
+  } else if (const float most = math::furthest_from_zero(scales, 16); most != 0) {
+    const float inverse = -32.0F / most;
+    for (int s = 0; s < 16; ++s) parts[s] = static_cast<std::uint8_t>(nearest_int(inverse * scales[s], -32, 31) + 32);
+    d = 1 / inverse;
+  }
+  d = put_half(d, out + 108);
+  std::memset(out, 0, 32);
+  std::memset(out + 96, 0, 12);
+  for (int s = 0; s < 16; ++s) {
+    out[96 + s % 8] = static_cast<std::uint8_t>(out[96 + s % 8] | (parts[s] & 15) << (4 * (s / 8)));
+    out[104 + s % 4] = static_cast<std::uint8_t>(out[104 + s % 4] | (parts[s] >> 4) << (2 * (s / 4)));
+    requantize(16, x + 16 * s, d * static_cast<float>(static_cast<int>(parts[s]) - 32), 0, -4, 3, 4, codes + 16 * s);
+  }
+  for (int i = 0; i < 256; ++i) {
+    out[i % 32] = static_cast<std::uint8_t>(out[i % 32] | (codes[i] >> 2) << (i / 32));
+    codes[i] &= 3;
+  }
+  two_bits(codes, out + 32);
+}
+
 using Scalar = void (*)(const float*, const float*, std::uint8_t*);
 Scalar scalar_of(std::string_view name) {
+  if (name == "Q2_K") return scalar_q2_k;
+  if (name == "Q3_K") return scalar_q3_k;
   if (name == "Q4_K") return [](const float* x, const float* w, std::uint8_t* out) { scalar_four_or_five(x, w, out, false); };
   if (name == "Q5_K") return [](const float* x, const float* w, std::uint8_t* out) { scalar_four_or_five(x, w, out, true); };
   if (name == "Q6_K") return scalar_q6_k;
@@ -287,12 +414,46 @@ void encode(State& state, const codec::BlockCodec& codec, bool weighted, bool pl
   if (copy_bytes_per_second > 0) state.counters["share"] = bytes / seconds / copy_bytes_per_second;
 }
 
+/// Rounding to a grid of 4 bits in groups of 128: codes, scales and zero points; with `packs` also as the words of the GPTQ layout.
+void round_matrix(State& state, codec::Zero zero, bool packs) {
+  quantize::SolverOptions options;
+  options.group = 128;
+  options.format.bits = 4;
+  options.format.zero = zero;
+  options.format.scale_type = DType::f16;
+  std::size_t at = 0, pieces = 0;
+  double written = 0;
+  const auto start = std::clock();
+  for (auto _ : state) {
+    const codec::QuantizedLinear linear = quantize::round_to_nearest({values().data() + at, kPiece}, kPiece / kRow * 4, kRow / 4, options);
+    benchmark::DoNotOptimize(linear.codes.data());
+    written += static_cast<double>(linear.codes.size() + 8 * linear.scales.size());
+    if (packs) {
+      const std::vector<codec::StoredTensor> parts = codec::write_gptq(linear, codec::GptqFormat::v2);
+      for (const codec::StoredTensor& part : parts) written += static_cast<double>(part.bytes.size());
+      benchmark::DoNotOptimize(parts.data());
+    }
+    at = (at + kPiece) % kElements;
+    ++pieces;
+  }
+  const double seconds = seconds_since(start);
+  const double bytes = static_cast<double>(pieces) * kPiece * sizeof(float) + written;
+  state.SetBytesProcessed(static_cast<std::int64_t>(bytes));
+  state.SetItemsProcessed(static_cast<std::int64_t>(pieces * kPiece));
+  if (copy_bytes_per_second > 0) state.counters["share"] = bytes / seconds / copy_bytes_per_second;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   math::apply_target_from_environment();
   benchmark::AddCustomContext("simd", math::active_target());
   benchmark::RegisterBenchmark("copy", copy);
+  for (const bool packs : {false, true}) {
+    const std::string end = packs ? "/packed" : "";
+    benchmark::RegisterBenchmark(("round/symmetric" + end).c_str(), [packs](State& state) { round_matrix(state, codec::Zero::centred, packs); });
+    benchmark::RegisterBenchmark(("round/zero_points" + end).c_str(), [packs](State& state) { round_matrix(state, codec::Zero::affine, packs); });
+  }
   for (const codec::BlockCodec& codec : codec::block_codecs()) {
     if (codec.encode_row == nullptr) continue;
     for (const bool weighted : {false, true}) {

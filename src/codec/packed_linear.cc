@@ -10,6 +10,7 @@
 
 #include "codec/stored_tensor.h"
 #include "math/convert.h"
+#include "math/round_codes.h"
 #include "weft/error.h"
 
 namespace weft::codec {
@@ -139,7 +140,13 @@ std::vector<StoredTensor> write_gptq(const QuantizedLinear& linear, GptqFormat f
   }
   const std::int64_t word_rows = linear.columns / 32 * linear.bits;
   std::vector<std::uint32_t> words(count(word_rows, linear.rows));
-  for (std::size_t r = 0; r < rows; ++r) pack_words(linear.codes.data() + r * columns, 1, columns, linear.bits, form, words.data() + r, rows);
+  // 32 codes of a few rows at a time: words of neighbouring rows are neighbours.
+  constexpr std::size_t kTile = 64;
+  const auto words_of_32 = static_cast<std::size_t>(linear.bits);
+  for (std::size_t first = 0; first < rows; first += kTile)
+    for (std::size_t c = 0; c < columns; c += 32)
+      for (std::size_t r = first; r < std::min(rows, first + kTile); ++r)
+        pack_words(linear.codes.data() + r * columns + c, 1, 32, linear.bits, form, words.data() + c / 32 * words_of_32 * rows + r, rows);
   const std::int64_t zero_words = linear.rows / 32 * linear.bits;
   std::vector<std::uint32_t> packed_zeros(count(groups, zero_words));
   for (std::int64_t g = 0; g < groups; ++g)
@@ -314,6 +321,7 @@ QuantizedLinear quantize_compressed(std::span<const float> weights, std::int64_t
     if (!std::isfinite(out.global_divisor)) out.global_divisor = std::numeric_limits<float>::max();
   }
   const float lowest = -static_cast<float>(1 << (bits - 1)), most = static_cast<float>((1 << (bits - 1)) - 1);
+  std::vector<float> slice;
   for (std::int64_t rg = 0; rg < row_groups; ++rg) {
     for (std::int64_t g = 0; g < groups; ++g) {
       float low = 0, high = 0;
@@ -347,15 +355,21 @@ QuantizedLinear quantize_compressed(std::span<const float> weights, std::int64_t
       if (integers) out.zeros[at] = zero - lowest;
       const float divisor = form == CompressedForm::nvfp4 ? scale / out.global_divisor : scale;
       const DType type = form == CompressedForm::nvfp4 ? DType::f32 : weight_type;
-      for (std::int64_t r = first_row; r < end_row; ++r)
-        for (std::int64_t c = first; c < end; ++c) {
-          const auto i = static_cast<std::size_t>(r * columns + c);
-          const float x = in(type, weights[i] / divisor);
-          if (integers)
-            out.codes[i] = static_cast<std::uint8_t>(std::nearbyint(std::clamp(symmetric ? x : in(type, x + zero), lowest, most)) - lowest);
-          else
-            out.codes[i] = nearest_level(out.levels, x);
+      slice.resize(static_cast<std::size_t>(end - first));
+      for (std::int64_t r = first_row; r < end_row; ++r) {
+        const auto from = static_cast<std::size_t>(r * columns + first);
+        for (std::size_t c = 0; c < slice.size(); ++c) slice[c] = weights[from + c] / divisor;
+        if (type != DType::f32) math::round_through(type, slice);
+        if (!integers) {
+          for (std::size_t c = 0; c < slice.size(); ++c) out.codes[from + c] = nearest_level(out.levels, slice[c]);
+          continue;
         }
+        if (!symmetric) {
+          for (float& x : slice) x += zero;
+          if (type != DType::f32) math::round_through(type, slice);
+        }
+        math::round_to_codes(slice, 1, -lowest, 0, most - lowest, out.codes.data() + from);
+      }
     }
   }
   return out;

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstring>
 
 #include "codec/packed_linear.h"
@@ -28,6 +29,24 @@ std::span<const Plane> planes(int bits) {
   }
 }
 
+/// As many codes of 2, 4 or 8 bits as a word holds: neighbours are brought together, then pairs of them, and so on.
+std::uint32_t packed_word(const std::uint8_t* values, unsigned width) {
+  static_assert(std::endian::native == std::endian::little);
+  if (width == 8) {
+    std::uint32_t word = 0;
+    std::memcpy(&word, values, 4);
+    return word;
+  }
+  const auto eight = [width](const std::uint8_t* from) {
+    std::uint64_t codes = 0;
+    std::memcpy(&codes, from, 8);
+    codes = (codes | codes >> (8 - width)) & 0x00FF00FF00FF00FFULL;
+    codes = (codes | codes >> (16 - 2 * width)) & 0x0000FFFF0000FFFFULL;
+    return static_cast<std::uint32_t>(codes | codes >> (32 - 4 * width));
+  };
+  return width == 4 ? eight(values) : (eight(values) & 0xFFFF) | eight(values + 8) << 16;
+}
+
 }  // namespace
 
 std::uint64_t words_for(std::uint64_t num_values, int bits, WordForm form) {
@@ -54,6 +73,11 @@ void pack_words(const std::uint8_t* values, std::size_t value_stride, std::size_
       }
     }
     return;
+  }
+  if (value_stride == 1 && (bits == 2 || bits == 4 || bits == 8)) {
+    const std::size_t a_word = 32 / width;
+    for (; num_values >= a_word; num_values -= a_word, values += a_word, words += word_stride) *words = packed_word(values, width);
+    if (num_values == 0) return;
   }
   const unsigned limit = form == WordForm::legacy ? 32 / width * width : 32;
   std::uint64_t held = 0;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "math/convert.h"
+#include "math/round_codes.h"
 #include "math/small_float.h"
 
 namespace weft::codec {
@@ -98,17 +99,13 @@ struct Range {
   float signed_largest = 0;
 };
 Range range_of(std::span<const float> values) {
-  Range range;
-  if (values.empty()) return range;
-  range.low = range.high = values.front();
-  for (const float value : values) {
-    range.low = std::min(range.low, value);
-    range.high = std::max(range.high, value);
-    if (std::fabs(value) > range.largest) {
-      range.largest = std::fabs(value);
-      range.signed_largest = value;
-    }
-  }
+  if (values.empty()) return {};
+  const math::Extent extent = math::extent(values);
+  Range range{extent.low, extent.high, std::max(std::fabs(extent.low), std::fabs(extent.high)), 0};
+  range.signed_largest = -extent.low > extent.high ? extent.low : extent.high;
+  if (-extent.low == extent.high)  // of both signs the first counts
+    for (std::size_t i = values.size(); i-- > 0;)
+      if (std::fabs(values[i]) == range.largest) range.signed_largest = values[i];
   return range;
 }
 
@@ -277,14 +274,24 @@ std::uint8_t nearest_level(Levels levels, float value) noexcept {
   }
 }
 
+namespace {
+float lowest_code(const SliceFormat& format) { return format.zero == Zero::restricted && format.search == Search::none ? 1.0F : 0.0F; }
+}  // namespace
+
 std::uint8_t encode(float value, const SliceScale& scale, const SliceFormat& format) noexcept {
   const float x = value / scale.scale;
   if (format.levels != Levels::integer) return nearest_level(format.levels, x);
   const auto most = static_cast<float>((1 << format.bits) - 1);
   // An integer zero point is added after rounding, as every format with one has it; only ties see the difference.
   const float q = format.zero == Zero::offset ? std::nearbyint(x + scale.zero) : std::nearbyint(x) + scale.zero;
-  const float lowest = format.zero == Zero::restricted && format.search == Search::none ? 1.0F : 0.0F;
+  const float lowest = lowest_code(format);
   return static_cast<std::uint8_t>(q > most ? most : q >= lowest ? q : lowest);
+}
+
+void encode_slice(std::span<const float> values, const SliceScale& scale, const SliceFormat& format, std::uint8_t* codes) {
+  if (format.levels == Levels::integer && format.zero != Zero::offset)
+    return math::round_to_codes(values, scale.scale, scale.zero, lowest_code(format), static_cast<float>((1 << format.bits) - 1), codes);
+  for (std::size_t i = 0; i < values.size(); ++i) codes[i] = encode(values[i], scale, format);
 }
 
 float decode(std::uint8_t code, const SliceScale& scale, const SliceFormat& format) noexcept {

@@ -62,6 +62,8 @@ struct SliceScale {
 [[nodiscard]] SliceScale fit_slice(std::span<const float> values, std::span<const float> weights, const SliceFormat& format);
 
 [[nodiscard]] std::uint8_t encode(float value, const SliceScale& scale, const SliceFormat& format) noexcept;
+/// encode() of each value of a slice.
+void encode_slice(std::span<const float> values, const SliceScale& scale, const SliceFormat& format, std::uint8_t* codes);
 [[nodiscard]] float decode(std::uint8_t code, const SliceScale& scale, const SliceFormat& format) noexcept;
 /// What is left of a value.
 [[nodiscard]] inline float round_trip(float value, const SliceScale& scale, const SliceFormat& format) noexcept {

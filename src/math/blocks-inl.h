@@ -298,69 +298,200 @@ HWY_INLINE std::uint32_t LargestBits(const float* in) {
   return static_cast<std::uint32_t>(hn::GetLane(hn::MaxOfLanes(di, largest)));
 }
 
-void EncodeQ8_0(const float* in, std::size_t n, std::uint8_t* out) {
+/// One block of Q8_0, whatever is in it.
+HWY_NOINLINE void EncodeOneQ8_0(const float* in, std::uint8_t* out) {
   const hn::CappedTag<float, 16> d;
   const hn::RebindToSigned<decltype(d)> di;
   const hn::Rebind<std::int8_t, decltype(d)> d8;
-  for (; n != 0; --n, in += 32, out += 34) {
-    const std::uint32_t largest = LargestBits(in);
-    const float scale = std::bit_cast<float>(largest) / 127.0F;
-    float inverse = scale != 0.0F ? 1.0F / scale : 0.0F;
-    if (!(std::bit_cast<std::uint32_t>(inverse) < kInfinity32) || largest >= kInfinity32) inverse = 0.0F;
-    const std::uint16_t half = static_cast<std::uint16_t>(encode_small(kF16, std::bit_cast<std::uint32_t>(scale)));
-    std::memcpy(out, &half, 2);
-    if (inverse == 0.0F) {
-      std::memset(out + 2, 0, 32);
-      continue;
-    }
-    const auto factor = hn::Set(d, inverse);
-    for (std::size_t i = 0; i < 32; i += hn::MaxLanes(d)) {
-      const auto v = hn::Mul(hn::LoadU(d, in + i), factor);
-      const auto whole = hn::ConvertTo(di, v);
-      const auto rest = hn::Sub(v, hn::ConvertTo(d, whole));
-      // A mask is -1 as a whole number.
-      const auto up = hn::BitCast(di, hn::VecFromMask(d, hn::Ge(rest, hn::Set(d, 0.5F))));
-      const auto down = hn::BitCast(di, hn::VecFromMask(d, hn::Le(rest, hn::Set(d, -0.5F))));
-      hn::StoreU(hn::DemoteTo(d8, hn::Add(hn::Sub(whole, up), down)), d8, reinterpret_cast<std::int8_t*>(out + 2 + i));
-    }
+  const std::uint32_t largest = LargestBits(in);
+  const float scale = std::bit_cast<float>(largest) / 127.0F;
+  float inverse = scale != 0.0F ? 1.0F / scale : 0.0F;
+  if (!(std::bit_cast<std::uint32_t>(inverse) < kInfinity32) || largest >= kInfinity32) inverse = 0.0F;
+  const std::uint16_t half = static_cast<std::uint16_t>(encode_small(kF16, std::bit_cast<std::uint32_t>(scale)));
+  std::memcpy(out, &half, 2);
+  if (inverse == 0.0F) {
+    std::memset(out + 2, 0, 32);
+    return;
+  }
+  const auto factor = hn::Set(d, inverse);
+  for (std::size_t i = 0; i < 32; i += hn::MaxLanes(d)) {
+    const auto v = hn::Mul(hn::LoadU(d, in + i), factor);
+    const auto whole = hn::ConvertTo(di, v);
+    const auto rest = hn::Sub(v, hn::ConvertTo(d, whole));
+    // A mask is -1 as a whole number.
+    const auto up = hn::BitCast(di, hn::VecFromMask(d, hn::Ge(rest, hn::Set(d, 0.5F))));
+    const auto down = hn::BitCast(di, hn::VecFromMask(d, hn::Le(rest, hn::Set(d, -0.5F))));
+    hn::StoreU(hn::DemoteTo(d8, hn::Add(hn::Sub(whole, up), down)), d8, reinterpret_cast<std::int8_t*>(out + 2 + i));
   }
 }
 
-void EncodeQ4_0(const float* in, std::size_t n, std::uint8_t* out) {
+/// One block of Q4_0, whatever is in it.
+HWY_NOINLINE void EncodeOneQ4_0(const float* in, std::uint8_t* out) {
   const hn::CappedTag<float, 16> d;
   const hn::RebindToSigned<decltype(d)> di;
   const hn::Rebind<std::uint8_t, decltype(d)> d8;
   const auto most = hn::Set(di, 15);
-  for (; n != 0; --n, in += 32, out += 18) {
-    const std::uint32_t bits = LargestBits(in);
-    const float magnitude = std::bit_cast<float>(bits);
-    // The first value of that magnitude becomes -8.
-    std::size_t first = 0;
-    for (std::size_t i = 0; i < 32; i += hn::MaxLanes(d)) {
-      const auto own = hn::And(hn::BitCast(di, hn::LoadU(d, in + i)), hn::Set(di, static_cast<std::int32_t>(kMagnitudeMask32)));
-      const auto place = hn::FindFirstTrue(di, hn::Eq(own, hn::Set(di, static_cast<std::int32_t>(bits))));
-      if (place >= 0) {
-        first = i + static_cast<std::size_t>(place);
-        break;
-      }
-    }
-    const float largest = bits == 0 ? 0.0F : std::bit_cast<std::uint32_t>(in[first]) >> 31 != 0 ? -magnitude : magnitude;
-    const float scale = largest / -8.0F;
-    const float inverse = scale != 0.0F ? 1.0F / scale : 0.0F;
-    const std::uint16_t half = static_cast<std::uint16_t>(encode_small(kF16, std::bit_cast<std::uint32_t>(scale)));
-    std::memcpy(out, &half, 2);
-    if (bits >= kInfinity32 || (std::bit_cast<std::uint32_t>(inverse) & kMagnitudeMask32) >= kInfinity32) {
-      std::memset(out + 2, 0, 16);
-      continue;
-    }
-    const auto factor = hn::Set(d, inverse);
-    const auto offset = hn::Set(d, 8.5F);
-    for (std::size_t i = 0; i < 16; i += hn::MaxLanes(d)) {
-      const auto low = hn::Min(most, hn::ConvertTo(di, hn::Add(hn::Mul(hn::LoadU(d, in + i), factor), offset)));
-      const auto high = hn::Min(most, hn::ConvertTo(di, hn::Add(hn::Mul(hn::LoadU(d, in + 16 + i), factor), offset)));
-      hn::StoreU(hn::DemoteTo(d8, hn::Or(low, hn::ShiftLeft<4>(high))), d8, out + 2 + i);
+  const std::uint32_t bits = LargestBits(in);
+  const float magnitude = std::bit_cast<float>(bits);
+  // The first value of that magnitude becomes -8.
+  std::size_t first = 0;
+  for (std::size_t i = 0; i < 32; i += hn::MaxLanes(d)) {
+    const auto own = hn::And(hn::BitCast(di, hn::LoadU(d, in + i)), hn::Set(di, static_cast<std::int32_t>(kMagnitudeMask32)));
+    const auto place = hn::FindFirstTrue(di, hn::Eq(own, hn::Set(di, static_cast<std::int32_t>(bits))));
+    if (place >= 0) {
+      first = i + static_cast<std::size_t>(place);
+      break;
     }
   }
+  const float largest = bits == 0 ? 0.0F : std::bit_cast<std::uint32_t>(in[first]) >> 31 != 0 ? -magnitude : magnitude;
+  const float scale = largest / -8.0F;
+  const float inverse = scale != 0.0F ? 1.0F / scale : 0.0F;
+  const std::uint16_t half = static_cast<std::uint16_t>(encode_small(kF16, std::bit_cast<std::uint32_t>(scale)));
+  std::memcpy(out, &half, 2);
+  if (bits >= kInfinity32 || (std::bit_cast<std::uint32_t>(inverse) & kMagnitudeMask32) >= kInfinity32) {
+    std::memset(out + 2, 0, 16);
+    return;
+  }
+  const auto factor = hn::Set(d, inverse);
+  const auto offset = hn::Set(d, 8.5F);
+  for (std::size_t i = 0; i < 16; i += hn::MaxLanes(d)) {
+    const auto low = hn::Min(most, hn::ConvertTo(di, hn::Add(hn::Mul(hn::LoadU(d, in + i), factor), offset)));
+    const auto high = hn::Min(most, hn::ConvertTo(di, hn::Add(hn::Mul(hn::LoadU(d, in + 16 + i), factor), offset)));
+    hn::StoreU(hn::DemoteTo(d8, hn::Or(low, hn::ShiftLeft<4>(high))), d8, out + 2 + i);
+  }
+}
+
+#if HWY_TARGET != HWY_SCALAR
+// As many blocks at a time as a vector has lanes, so that what there is one of in a block (its scale) is computed for all of them at once.
+using GroupTag = hn::CappedTag<float, 16>;
+using GroupBits = hn::RebindToUnsigned<GroupTag>;
+using GroupInts = hn::RebindToSigned<GroupTag>;
+constexpr std::size_t kGroup = hn::MaxLanes(GroupTag());
+
+/// The largest lane of each of kCount vectors: load(first), load(first + 1), ...; for kCount == kGroup in their order.
+template <std::size_t kCount, class Load>
+HWY_INLINE hn::Vec<GroupBits> LargestLanes(const Load& load, std::size_t first) {
+  if constexpr (kCount == 1) {
+    return load(first);
+  } else {
+    const GroupBits du;
+    const auto low = LargestLanes<kCount / 2>(load, first);
+    const auto high = LargestLanes<kCount / 2>(load, first + kCount / 2);
+    return hn::Max(hn::ConcatEven(du, high, low), hn::ConcatOdd(du, high, low));
+  }
+}
+
+/// 32 values after make(), of which the largest of each lane stays.
+template <class Make>
+HWY_INLINE hn::Vec<GroupBits> LargestOfBlock(const float* in, const Make& make) {
+  const GroupTag d;
+  const GroupBits du;
+  auto largest = make(hn::BitCast(du, hn::LoadU(d, in)));
+  for (std::size_t i = kGroup; i < 32; i += kGroup) largest = hn::Max(largest, make(hn::BitCast(du, hn::LoadU(d, in + i))));
+  return largest;
+}
+
+HWY_INLINE void StoreHalves(hn::Vec<GroupTag> v, std::uint16_t* out) {
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+  const hn::Rebind<hwy::float16_t, GroupTag> dh;
+  const hn::Rebind<std::uint16_t, GroupTag> d16;
+  hn::Store(hn::BitCast(d16, hn::DemoteTo(dh, v)), d16, out);
+#else
+  alignas(64) float values[kGroup];
+  hn::Store(v, GroupTag(), values);
+  for (std::size_t b = 0; b < kGroup; ++b) out[b] = static_cast<std::uint16_t>(encode_small(kF16, std::bit_cast<std::uint32_t>(values[b])));
+#endif
+}
+
+/// Blocks of which `odd` is true once more, one by one.
+template <std::size_t kBytes, class Encode>
+HWY_INLINE void EncodeOdd(hn::Mask<GroupInts> odd, const float* in, std::uint8_t* out, const Encode& encode) {
+  const GroupInts di;
+  if (HWY_LIKELY(hn::AllFalse(di, odd))) return;
+  alignas(64) std::int32_t is_odd[kGroup];
+  hn::Store(hn::VecFromMask(di, odd), di, is_odd);
+  for (std::size_t b = 0; b < kGroup; ++b)
+    if (is_odd[b] != 0) encode(in + 32 * b, out + kBytes * b);
+}
+#endif
+
+void EncodeQ8_0(const float* in, std::size_t n, std::uint8_t* out) {
+#if HWY_TARGET != HWY_SCALAR
+  const GroupTag d;
+  const GroupBits du;
+  const GroupInts di;
+  const hn::Rebind<std::int8_t, GroupTag> d8;
+  const auto finite = hn::Set(di, static_cast<std::int32_t>(kInfinity32 - 1));
+  const auto magnitude = hn::Set(du, kMagnitudeMask32);
+  // The largest number below a half, with the sign of what it is added to: what is cut off then was rounded, halves away from zero.
+  const auto almost_half = hn::Set(d, 0.49999997F);
+  alignas(64) float inverses[kGroup];
+  alignas(64) std::uint16_t halves[kGroup];
+  for (; n >= kGroup; n -= kGroup, in += 32 * kGroup, out += 34 * kGroup) {
+    const auto largest =
+        LargestLanes<kGroup>([&](std::size_t b) { return LargestOfBlock(in + 32 * b, [&](auto bits) { return hn::And(bits, magnitude); }); }, 0);
+    const auto scale = hn::Div(hn::BitCast(d, largest), hn::Set(d, 127.0F));
+    const auto inverse = hn::Div(hn::Set(d, 1.0F), scale);
+    StoreHalves(scale, halves);
+    hn::Store(inverse, d, inverses);
+    for (std::size_t b = 0; b < kGroup; ++b) {
+      std::uint8_t* to = out + 34 * b;
+      std::memcpy(to, halves + b, 2);
+      const auto factor = hn::Set(d, inverses[b]);
+      for (std::size_t i = 0; i < 32; i += kGroup) {
+        const auto v = hn::Mul(hn::LoadU(d, in + 32 * b + i), factor);
+        hn::StoreU(hn::DemoteTo(d8, hn::ConvertTo(di, hn::Add(v, hn::CopySign(almost_half, v)))), d8, reinterpret_cast<std::int8_t*>(to + 2 + i));
+      }
+    }
+    EncodeOdd<34>(hn::Or(hn::Gt(hn::BitCast(di, largest), finite), hn::Gt(hn::BitCast(di, inverse), finite)), in, out, EncodeOneQ8_0);
+  }
+#endif
+  for (; n != 0; --n, in += 32, out += 34) EncodeOneQ8_0(in, out);
+}
+
+void EncodeQ4_0(const float* in, std::size_t n, std::uint8_t* out) {
+#if HWY_TARGET != HWY_SCALAR
+  const GroupTag d;
+  const GroupBits du;
+  const GroupInts di;
+  const hn::Rebind<std::uint8_t, GroupTag> d8;
+  const auto finite = hn::Set(di, static_cast<std::int32_t>(kInfinity32 - 1));
+  const auto one = hn::Set(du, 1U);
+  const auto most = hn::Set(di, 15);
+  const auto offset = hn::Set(d, 8.5F);
+  alignas(64) float inverses[kGroup];
+  alignas(64) std::uint16_t halves[kGroup];
+  for (; n >= kGroup; n -= kGroup, in += 32 * kGroup, out += 18 * kGroup) {
+    // The sign behind the magnitude: of two values of the largest magnitude the negative one is found, and with the sign turned round the positive
+    // one. Where there are both the first decides, which is looked for apart.
+    const auto signed_last = [](auto bits) { return hn::RotateRight<31>(bits); };
+    const auto negative = LargestLanes<kGroup>([&](std::size_t b) { return LargestOfBlock(in + 32 * b, signed_last); }, 0);
+    const auto positive = LargestLanes<kGroup>(
+        [&](std::size_t b) { return LargestOfBlock(in + 32 * b, [&](auto bits) { return hn::Xor(signed_last(bits), one); }); }, 0);
+    const auto bits = hn::ShiftRight<1>(negative);
+    const auto largest = hn::BitCast(d, hn::RotateRight<1>(negative));
+    const auto scale = hn::Mul(largest, hn::Set(d, -0.125F));
+    const auto inverse = hn::Div(hn::Set(d, 1.0F), scale);
+    StoreHalves(scale, halves);
+    hn::Store(inverse, d, inverses);
+    for (std::size_t b = 0; b < kGroup; ++b) {
+      const float* from = in + 32 * b;
+      std::uint8_t* to = out + 18 * b;
+      std::memcpy(to, halves + b, 2);
+      const auto factor = hn::Set(d, inverses[b]);
+      for (std::size_t i = 0; i < 16; i += kGroup) {
+        const auto low = hn::Min(most, hn::ConvertTo(di, hn::Add(hn::Mul(hn::LoadU(d, from + i), factor), offset)));
+        const auto high = hn::Min(most, hn::ConvertTo(di, hn::Add(hn::Mul(hn::LoadU(d, from + 16 + i), factor), offset)));
+        hn::StoreU(hn::DemoteTo(d8, hn::Or(low, hn::ShiftLeft<4>(high))), d8, to + 2 + i);
+      }
+    }
+    const auto both = hn::RebindMask(di, hn::Eq(hn::And(hn::And(negative, positive), one), one));
+    const auto inverse_bits = hn::And(hn::BitCast(di, inverse), hn::Set(di, static_cast<std::int32_t>(kMagnitudeMask32)));
+    const auto unusual = hn::Or(hn::Gt(hn::BitCast(di, bits), finite), hn::Gt(inverse_bits, finite));
+    EncodeOdd<18>(hn::Or(both, unusual), in, out, EncodeOneQ4_0);
+  }
+#endif
+  for (; n != 0; --n, in += 32, out += 18) EncodeOneQ4_0(in, out);
 }
 
 }  // namespace weft::math::HWY_NAMESPACE

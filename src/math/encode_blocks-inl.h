@@ -33,12 +33,19 @@ HWY_INLINE Ints NearestInts(Floats v) {
 }
 HWY_INLINE Floats NearestWithin(Floats v, Ints low, Ints high) { return hn::ConvertTo(SearchTag(), hn::Max(low, hn::Min(high, NearestInts(v)))); }
 
+/// The same for magnitudes below 2^22, whose sums with 1.5 * 2^23 are in order as bits: fewer steps. Bounds are given as such bits.
+constexpr float kWholeNumbers = 12582912.0F;
+HWY_INLINE Ints BoundBits(int bound) { return hn::Set(SearchInts(), std::bit_cast<std::int32_t>(kWholeNumbers) + bound); }
+HWY_INLINE Floats NearestBetween(Floats v, Ints low_bits, Ints high_bits) {
+  const SearchTag d;
+  const auto bits = hn::BitCast(SearchInts(), hn::Add(v, hn::Set(d, kWholeNumbers)));
+  return hn::Sub(hn::BitCast(d, hn::Max(low_bits, hn::Min(high_bits, bits))), hn::Set(d, kWholeNumbers));
+}
+
 /// Lanes of whole numbers below 256 as bytes.
 HWY_INLINE void StoreCodes(Floats v, std::uint8_t* out) {
-  const SearchInts di;
-  alignas(64) std::int32_t whole[hn::MaxLanes(SearchTag())];
-  hn::Store(hn::ConvertTo(di, v), di, whole);
-  for (std::size_t i = 0; i < hn::MaxLanes(SearchTag()); ++i) out[i] = static_cast<std::uint8_t>(whole[i]);
+  const hn::Rebind<std::uint8_t, SearchTag> d8;
+  hn::StoreU(hn::DemoteTo(d8, hn::ConvertTo(SearchInts(), v)), d8, out);
 }
 
 struct AffineSearch {
@@ -57,6 +64,8 @@ HWY_NOINLINE void SearchAffine(const float* x, const float* w, const AffineSearc
   const auto zero = hn::Zero(d);
   const auto zeros = hn::Zero(di);
   const auto high = hn::Set(di, search.nmax);
+  const auto low_bits = BoundBits(0);
+  const auto high_bits = BoundBits(search.nmax);
   const auto top = static_cast<float>(search.nmax);
   alignas(64) float trial[kCount * kLanes];
   for (std::size_t lane = 0; lane < kSubBlocks; lane += kLanes) {
@@ -74,16 +83,21 @@ HWY_NOINLINE void SearchAffine(const float* x, const float* w, const AffineSearc
       sum_w = hn::Add(sum_w, wi);
       sum_x = hn::Add(sum_x, hn::Mul(wi, v));
     }
+    const auto smallest = least;
     least = hn::IfThenElse(hn::Gt(least, zero), zero, least);
     const auto flat = hn::Le(most, least);
     const auto flat_minimum = least;
 
     const auto error_of = [&](Floats scale, Floats minimum) {
       auto error = zero;
+      const auto difference = [&](std::size_t i) { return hn::Sub(hn::Add(hn::Mul(scale, hn::Load(d, trial + kLanes * i)), minimum), value(i)); };
+      if (search.absolute) {
+        for (std::size_t i = 0; i < kCount; ++i) error = hn::Add(error, hn::Mul(weight(i), hn::Abs(difference(i))));
+        return error;
+      }
       for (std::size_t i = 0; i < kCount; ++i) {
-        auto diff = hn::Sub(hn::Add(hn::Mul(scale, hn::Load(d, trial + kLanes * i)), minimum), value(i));
-        diff = search.absolute ? hn::Abs(diff) : hn::Mul(diff, diff);
-        error = hn::Add(error, hn::Mul(weight(i), diff));
+        const auto diff = difference(i);
+        error = hn::Add(error, hn::Mul(weight(i), hn::Mul(diff, diff)));
       }
       return error;
     };
@@ -99,14 +113,19 @@ HWY_NOINLINE void SearchAffine(const float* x, const float* w, const AffineSearc
       auto sum_l = zero;
       auto sum_l2 = zero;
       auto sum_xl = zero;
-      for (std::size_t i = 0; i < kCount; ++i) {
-        const auto v = value(i);
-        const auto l = NearestWithin(hn::Mul(inverse, hn::Sub(v, least)), zeros, high);
+      const auto add = [&](std::size_t i, Floats v, Floats l) {
         hn::Store(l, d, trial + kLanes * i);
         const auto wl = hn::Mul(weight(i), l);
         sum_l = hn::Add(sum_l, wl);
         sum_l2 = hn::Add(sum_l2, hn::Mul(wl, l));
         sum_xl = hn::Add(sum_xl, hn::Mul(wl, v));
+      };
+      // What is rounded lies between what the smallest and the largest value give.
+      const auto reach = hn::Max(hn::Abs(hn::Mul(inverse, hn::Sub(most, least))), hn::Abs(hn::Mul(inverse, hn::Sub(smallest, least))));
+      if (HWY_LIKELY(hn::AllTrue(d, hn::Or(flat, hn::Lt(reach, hn::Set(d, 4194304.0F)))))) {
+        for (std::size_t i = 0; i < kCount; ++i) add(i, value(i), NearestBetween(hn::Mul(inverse, hn::Sub(value(i), least)), low_bits, high_bits));
+      } else {
+        for (std::size_t i = 0; i < kCount; ++i) add(i, value(i), NearestWithin(hn::Mul(inverse, hn::Sub(value(i), least)), zeros, high));
       }
       const auto determinant = hn::Sub(hn::Mul(sum_w, sum_l2), hn::Mul(sum_l, sum_l));
       const auto solvable = hn::Gt(determinant, zero);
@@ -150,11 +169,10 @@ HWY_INLINE void Largest(const float* x, Floats& largest, Floats& magnitude) {
 template <std::size_t kCount>
 HWY_NOINLINE void SearchSymmetric(const float* x, const float* w, int nmax, std::uint8_t* codes, float* scales) {
   const SearchTag d;
-  const SearchInts di;
   constexpr std::size_t kLanes = hn::MaxLanes(d);
   const auto zero = hn::Zero(d);
-  const auto low = hn::Set(di, -nmax);
-  const auto high = hn::Set(di, nmax - 1);
+  const auto low = BoundBits(-nmax);  // nothing that counts is rounded beyond 2 nmax
+  const auto high = BoundBits(nmax - 1);
   const auto top = static_cast<float>(nmax);
   alignas(64) float wx[kCount * kLanes];
   for (std::size_t lane = 0; lane < kSubBlocks; lane += kLanes) {
@@ -167,7 +185,7 @@ HWY_NOINLINE void SearchSymmetric(const float* x, const float* w, int nmax, std:
     const auto sums = [&](Floats inverse, Floats& sum_xl, Floats& sum_l2) {
       sum_xl = sum_l2 = zero;
       for (std::size_t i = 0; i < kCount; ++i) {
-        const auto l = NearestWithin(hn::Mul(inverse, value(i)), low, high);
+        const auto l = NearestBetween(hn::Mul(inverse, value(i)), low, high);
         sum_xl = hn::Add(sum_xl, hn::Mul(hn::Load(d, wx + kLanes * i), l));
         sum_l2 = hn::Add(sum_l2, hn::Mul(hn::Mul(weight(i), l), l));
       }
@@ -187,7 +205,7 @@ HWY_NOINLINE void SearchSymmetric(const float* x, const float* w, int nmax, std:
       used = hn::IfThenElse(better, inverse, used);
     }
     for (std::size_t i = 0; i < kCount; ++i) {
-      const auto l = hn::Add(NearestWithin(hn::Mul(used, value(i)), low, high), hn::Set(d, top));
+      const auto l = hn::Add(NearestBetween(hn::Mul(used, value(i)), low, high), hn::Set(d, top));
       StoreCodes(hn::IfThenElse(empty, zero, l), codes + kSubBlocks * i + lane);
     }
     hn::Store(hn::IfThenElse(empty, zero, scale), d, scales + lane);
@@ -230,7 +248,14 @@ HWY_NOINLINE void SearchByTurns(const float* x, int nmax, std::uint8_t* codes, f
         const auto own = hn::Load(d, chosen + kLanes * i);
         const auto without_xl = hn::Sub(sum_xl, hn::Mul(wx, own));
         const auto without_l2 = hn::Sub(sum_l2, hn::Mul(hn::Mul(w, own), own));
-        const auto l = NearestWithin(hn::Div(hn::Mul(v, without_l2), without_xl), low, high);
+        // Most values stay. Where none is near the middle between its code and another there is nothing to divide.
+        const auto wanted = hn::Mul(v, without_l2);
+        const auto held = hn::Max(hn::Mul(without_xl, hn::Set(d, -top)), hn::Min(hn::Mul(without_xl, hn::Set(d, top - 1)), wanted));
+        const auto apart = hn::Abs(hn::Sub(held, hn::Mul(own, without_xl)));
+        const auto near =
+            hn::And(hn::Lt(apart, hn::Mul(without_xl, hn::Set(d, 0.4999F))), hn::Lt(hn::Abs(wanted), hn::Mul(without_xl, hn::Set(d, 4194304.0F))));
+        if (hn::AllTrue(d, hn::Or(hn::Le(without_xl, zero), near))) continue;
+        const auto l = NearestWithin(hn::Div(wanted, without_xl), low, high);
         const auto with_xl = hn::Add(without_xl, hn::Mul(wx, l));
         const auto with_l2 = hn::Add(without_l2, hn::Mul(hn::Mul(w, l), l));
         const auto gain = hn::Gt(hn::Mul(hn::Mul(with_xl, with_xl), sum_l2), hn::Mul(hn::Mul(sum_xl, sum_xl), with_l2));
@@ -264,8 +289,26 @@ HWY_INLINE float RoundedHalf(float value, std::uint8_t* out) { return std::bit_c
 /// values of up to kSubBlocks sub-blocks beside each other; what is missing is zero.
 template <std::size_t kCount>
 HWY_INLINE void Transpose(const float* values, std::size_t num_sub_blocks, float* out) {
-  for (std::size_t i = 0; i < kCount; ++i)
-    for (std::size_t s = 0; s < kSubBlocks; ++s) out[kSubBlocks * i + s] = s < num_sub_blocks ? values[kCount * s + i] : 0.0F;
+  const SearchTag d;
+  constexpr std::size_t kLanes = hn::MaxLanes(d);
+  // Taking vectors apart into even and odd lanes moves the lowest bit of a value's place in its vector to the top of the vector's number, and the
+  // lowest bit of that to the top of the place; after as many times as they have bits they are exchanged.
+  for (std::size_t s = 0; s < kSubBlocks; s += kLanes)
+    for (std::size_t i = 0; i < kCount; i += kLanes) {
+      Floats tile[kLanes];
+      for (std::size_t k = 0; k < kLanes; ++k) tile[k] = s + k < num_sub_blocks ? hn::LoadU(d, values + kCount * (s + k) + i) : hn::Zero(d);
+#if HWY_TARGET != HWY_SCALAR
+      for (std::size_t stage = 1; stage < kLanes; stage *= 2) {
+        Floats next[kLanes];
+        for (std::size_t k = 0; k < kLanes / 2; ++k) {
+          next[k] = hn::ConcatEven(d, tile[2 * k + 1], tile[2 * k]);
+          next[k + kLanes / 2] = hn::ConcatOdd(d, tile[2 * k + 1], tile[2 * k]);
+        }
+        for (std::size_t k = 0; k < kLanes; ++k) tile[k] = next[k];
+      }
+#endif
+      for (std::size_t k = 0; k < kLanes; ++k) hn::Store(tile[k], d, out + kSubBlocks * (i + k) + s);
+    }
 }
 
 /// Sums of squares of 256 values each, every one in order, eight chains at a time.
@@ -318,13 +361,55 @@ HWY_INLINE void Column(const std::uint8_t* codes, std::size_t sub_block, std::ui
   for (std::size_t i = 0; i < kCount; ++i) out[i] = codes[kSubBlocks * i + sub_block];
 }
 
+// Codes below 256 as bytes, 32 at a time.
+using CodeTag = hn::CappedTag<std::uint8_t, 32>;
+using Codes = hn::Vec<CodeTag>;
+/// Of bytes of which no bit leaves its byte.
+template <int kBits>
+HWY_INLINE Codes ShiftedUp(Codes v) {
+#if HWY_TARGET == HWY_SCALAR
+  return hn::ShiftLeft<kBits>(v);
+#else
+  const hn::Repartition<std::uint16_t, CodeTag> d16;
+  return hn::BitCast(CodeTag(), hn::ShiftLeft<kBits>(hn::BitCast(d16, v)));
+#endif
+}
+/// out[l] = make(l) for 32 bytes.
+template <class Make>
+HWY_INLINE void PackBytes(std::uint8_t* out, const Make& make) {
+  const CodeTag d;
+  for (std::size_t l = 0; l < 32; l += hn::MaxLanes(d)) hn::StoreU(make(l), d, out + l);
+}
+
 /// Two bits a value, four values a byte that are 32 apart.
 HWY_INLINE void PackTwoBits(const std::uint8_t* codes, std::uint8_t* out) {
+  const CodeTag d;
   for (std::size_t half = 0; half < 2; ++half)
-    for (std::size_t l = 0; l < 32; ++l) {
-      const std::uint8_t* c = codes + 128 * half + l;
-      out[32 * half + l] = static_cast<std::uint8_t>(c[0] | c[32] << 2 | c[64] << 4 | c[96] << 6);
+    PackBytes(out + 32 * half, [&](std::size_t l) {
+      const auto at = [&](std::size_t part) { return hn::And(hn::LoadU(d, codes + 128 * half + 32 * part + l), hn::Set(d, std::uint8_t{3})); };
+      return hn::Or(hn::Or(at(0), ShiftedUp<2>(at(1))), hn::Or(ShiftedUp<4>(at(2)), ShiftedUp<6>(at(3))));
+    });
+}
+/// One bit a value, that above the lowest kBits: bit p of byte l for value 32 p + l.
+template <int kBits>
+HWY_INLINE void PackHighBits(const std::uint8_t* codes, std::uint8_t* out) {
+  const CodeTag d;
+  PackBytes(out, [&](std::size_t l) {
+    auto bits = hn::Zero(d);
+    for (std::size_t part = 0; part < 8; ++part) {
+      const auto low = hn::Eq(hn::And(hn::LoadU(d, codes + 32 * part + l), hn::Set(d, std::uint8_t{1U << kBits})), hn::Zero(d));
+      bits = hn::Or(bits, hn::IfThenZeroElse(low, hn::Set(d, static_cast<std::uint8_t>(1U << part))));
     }
+    return bits;
+  });
+}
+/// Four bits a value, two values a byte that are `apart` apart.
+HWY_INLINE void PackFourBits(const std::uint8_t* codes, std::size_t apart, std::uint8_t* out) {
+  const CodeTag d;
+  PackBytes(out, [&](std::size_t l) {
+    const auto at = [&](std::size_t i) { return hn::And(hn::LoadU(d, codes + i), hn::Set(d, std::uint8_t{15})); };
+    return hn::Or(at(l), ShiftedUp<4>(at(apart + l)));
+  });
 }
 
 // ---- Q2_K
@@ -378,56 +463,69 @@ void EncodeQ2K(const float* values, const float* weights, std::size_t num_blocks
 
 // ---- Q3_K
 
-void EncodeQ3K(const float* values, const float* weights, std::size_t num_blocks, std::uint8_t* out) {
-  alignas(64) float x[16 * kSubBlocks], w[16 * kSubBlocks], scales[kSubBlocks], sums[kSubBlocks], spread[kSubBlocks];
-  alignas(64) std::uint8_t searched[16 * kSubBlocks], codes[256];
+/// Scales as 6-bit parts of d, and codes: searched ones where a part stands for no scale.
+HWY_INLINE void FinishQ3K(const float* values, const std::uint8_t* parts, float d, const std::uint8_t* searched, std::uint8_t* out) {
+  alignas(64) std::uint8_t codes[256];
+  d = RoundedHalf(d, out + 108);
+  std::uint8_t* packed = out + 96;
+  std::memset(packed, 0, 12);
+  for (std::size_t s = 0; s < 16; ++s) {
+    packed[s % 8] = static_cast<std::uint8_t>(packed[s % 8] | (parts[s] & 15) << (4 * (s / 8)));
+    packed[8 + s % 4] = static_cast<std::uint8_t>(packed[8 + s % 4] | (parts[s] >> 4) << (2 * (s / 4)));
+    const float scale = d * static_cast<float>(static_cast<int>(parts[s]) - 32);
+    if (scale == 0)
+      Column<16>(searched, s, codes + 16 * s);
+    else
+      Requantize<16>(values + 16 * s, scale, 0, -4, 3, 4, codes + 16 * s);
+  }
+  PackHighBits<2>(codes, out);
+  PackTwoBits(codes, out + 32);
+}
+
+/// The scales of up to sixteen blocks are searched for side by side, too.
+void EncodeQ3KWeighted(const float* values, const float* weights, std::size_t num_blocks, std::uint8_t* out) {
+  constexpr std::size_t kBlocks = kSubBlocks;
+  alignas(64) float x[16 * kSubBlocks], w[16 * kSubBlocks], spread[kSubBlocks];
+  alignas(64) float scales[kBlocks * kSubBlocks] = {}, sums[kBlocks * kSubBlocks] = {}, of_blocks[kBlocks];
+  alignas(64) std::uint8_t searched[kBlocks * 256], parts[kBlocks * kSubBlocks], own_parts[kSubBlocks];
   float squares[8];
+  for (std::size_t first = 0; first < num_blocks; first += kBlocks) {
+    const std::size_t here = num_blocks - first < kBlocks ? num_blocks - first : kBlocks;
+    for (std::size_t k = 0; k < here; ++k) {
+      const std::size_t b = first + k;
+      if (b % 8 == 0) SquareSums(values + 256 * b, num_blocks - b < 8 ? num_blocks - b : 8, squares);
+      for (float& s : spread) s = 2 * squares[b % 8] / 256;
+      Transpose<16>(values + 256 * b, kSubBlocks, x);
+      Transpose<16>(weights + 256 * b, kSubBlocks, w);
+      SpreadWeights<16>(x, w, spread, w, sums + kSubBlocks * k);
+      SearchSymmetric<16>(x, w, 4, searched + 256 * k, scales + kSubBlocks * k);
+    }
+    Transpose<16>(scales, here, x);
+    Transpose<16>(sums, here, w);
+    SearchSymmetric<16>(x, w, 32, parts, of_blocks);
+    for (std::size_t k = 0; k < here; ++k) {
+      Column<16>(parts, k, own_parts);
+      FinishQ3K(values + 256 * (first + k), own_parts, of_blocks[k], searched + 256 * k, out + 110 * (first + k));
+    }
+  }
+}
+
+void EncodeQ3K(const float* values, const float* weights, std::size_t num_blocks, std::uint8_t* out) {
+  if (weights != nullptr) return EncodeQ3KWeighted(values, weights, num_blocks, out);
+  alignas(64) float x[16 * kSubBlocks], scales[kSubBlocks];
+  alignas(64) std::uint8_t searched[16 * kSubBlocks];
   for (std::size_t b = 0; b < num_blocks; ++b, values += 256, out += 110) {
     Transpose<16>(values, kSubBlocks, x);
+    SearchByTurns<16>(x, 4, searched, scales);
     std::uint8_t parts[16] = {};
+    const float most = furthest_from_zero(scales, 16);
     float d = 0;
-    if (weights != nullptr) {
-      if (b % 8 == 0) SquareSums(values, num_blocks - b < 8 ? num_blocks - b : 8, squares);
-      for (float& s : spread) s = 2 * squares[b % 8] / 256;
-      Transpose<16>(weights + 256 * b, kSubBlocks, w);
-      SpreadWeights<16>(x, w, spread, w, sums);
-      SearchSymmetric<16>(x, w, 4, searched, scales);
-      d = RoundedHalf(search_symmetric(16, 32, scales, sums, parts), out + 108);
-    } else {
-      SearchByTurns<16>(x, 4, searched, scales);
-      float most = 0;
-      float magnitude = 0;
-      for (const float scale : scales)
-        if (std::fabs(scale) > magnitude) {
-          magnitude = std::fabs(scale);
-          most = scale;
-        }
-      if (most != 0) {
-        const float inverse = -32.0F / most;
-        for (std::size_t s = 0; s < 16; ++s) parts[s] = static_cast<std::uint8_t>(nearest_int(inverse * scales[s], -32, 31) + 32);
-        d = RoundedHalf(1 / inverse, out + 108);
-      } else {
-        d = RoundedHalf(0, out + 108);
-      }
+    if (most != 0) {
+      const float inverse = -32.0F / most;
+      for (std::size_t s = 0; s < 16; ++s) parts[s] = static_cast<std::uint8_t>(nearest_int(inverse * scales[s], -32, 31) + 32);
+      d = 1 / inverse;
     }
-    std::uint8_t* packed = out + 96;
-    std::memset(packed, 0, 12);
-    for (std::size_t s = 0; s < 16; ++s) {
-      packed[s % 8] = static_cast<std::uint8_t>(packed[s % 8] | (parts[s] & 15) << (4 * (s / 8)));
-      packed[8 + s % 4] = static_cast<std::uint8_t>(packed[8 + s % 4] | (parts[s] >> 4) << (2 * (s / 4)));
-      const float scale = d * static_cast<float>(static_cast<int>(parts[s]) - 32);
-      if (scale == 0)
-        Column<16>(searched, s, codes + 16 * s);
-      else
-        Requantize<16>(values + 16 * s, scale, 0, -4, 3, 4, codes + 16 * s);
-    }
-    std::memset(out, 0, 32);
-    for (std::size_t part = 0; part < 8; ++part)
-      for (std::size_t l = 0; l < 32; ++l) {
-        out[l] = static_cast<std::uint8_t>(out[l] | (codes[32 * part + l] >> 2) << part);
-        codes[32 * part + l] &= 3;
-      }
-    PackTwoBits(codes, out + 32);
+    FinishQ3K(values, parts, d, searched, out);
   }
 }
 
@@ -478,10 +576,6 @@ HWY_INLINE void FinishFourOrFive(const float* values, const float* scales, const
   }
 }
 
-HWY_INLINE void PackFourBits(const std::uint8_t* codes, std::uint8_t* out) {
-  for (std::size_t l = 0; l < 32; ++l) out[l] = static_cast<std::uint8_t>((codes[l] & 15) | (codes[32 + l] & 15) << 4);
-}
-
 template <int kMax, std::size_t kBytes, class Pack>
 HWY_INLINE void EncodeFourOrFive(const float* values, const float* weights, std::size_t num_blocks, std::uint8_t* out, const AffineSearch& plain,
                                  const Pack& pack) {
@@ -521,16 +615,14 @@ HWY_INLINE void EncodeFourOrFive(const float* values, const float* weights, std:
 
 void EncodeQ4K(const float* values, const float* weights, std::size_t num_blocks, std::uint8_t* out) {
   EncodeFourOrFive<15, 144>(values, weights, num_blocks, out, {15, -1.0F, 0.1F, 20, false}, [](const std::uint8_t* codes, std::uint8_t* to) {
-    for (std::size_t c = 0; c < 4; ++c) PackFourBits(codes + 64 * c, to + 16 + 32 * c);
+    for (std::size_t c = 0; c < 4; ++c) PackFourBits(codes + 64 * c, 32, to + 16 + 32 * c);
   });
 }
 
 void EncodeQ5K(const float* values, const float* weights, std::size_t num_blocks, std::uint8_t* out) {
   EncodeFourOrFive<31, 176>(values, weights, num_blocks, out, {31, -0.5F, 0.1F, 15, false}, [](const std::uint8_t* codes, std::uint8_t* to) {
-    for (std::size_t c = 0; c < 4; ++c) PackFourBits(codes + 64 * c, to + 48 + 32 * c);
-    std::memset(to + 16, 0, 32);
-    for (std::size_t part = 0; part < 8; ++part)
-      for (std::size_t l = 0; l < 32; ++l) to[16 + l] = static_cast<std::uint8_t>(to[16 + l] | (codes[32 * part + l] >> 4) << part);
+    for (std::size_t c = 0; c < 4; ++c) PackFourBits(codes + 64 * c, 32, to + 48 + 32 * c);
+    PackHighBits<4>(codes, to + 16);
   });
 }
 
@@ -570,13 +662,13 @@ void EncodeQ6K(const float* values, const float* weights, std::size_t num_blocks
       else
         Requantize<16>(values + 16 * s, scale, 0, -32, 31, 32, codes + 16 * s);
     }
-    for (std::size_t half = 0; half < 2; ++half)
-      for (std::size_t l = 0; l < 32; ++l) {
-        const std::uint8_t* c = codes + 128 * half + l;
-        out[64 * half + l] = static_cast<std::uint8_t>((c[0] & 15) | (c[64] & 15) << 4);
-        out[64 * half + 32 + l] = static_cast<std::uint8_t>((c[32] & 15) | (c[96] & 15) << 4);
-        out[128 + 32 * half + l] = static_cast<std::uint8_t>(c[0] >> 4 | (c[32] >> 4) << 2 | (c[64] >> 4) << 4 | (c[96] >> 4) << 6);
-      }
+    for (std::size_t half = 0; half < 2; ++half) {
+      const std::uint8_t* own = codes + 128 * half;
+      PackFourBits(own, 64, out + 64 * half);
+      PackFourBits(own + 32, 64, out + 64 * half + 32);
+    }
+    for (std::uint8_t& code : codes) code = static_cast<std::uint8_t>(code >> 4);
+    PackTwoBits(codes, out + 128);
   }
 }
 

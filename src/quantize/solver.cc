@@ -79,8 +79,7 @@ QuantizedLinear round_to_nearest(std::span<const float> weights, std::int64_t ro
           slice, importance.empty() ? importance : importance.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count)),
           options.format);
       put_scale(out, r, g, scale);
-      for (std::int64_t c = 0; c < count; ++c)
-        out.codes[static_cast<std::size_t>(r * columns + first + c)] = codec::encode(slice[static_cast<std::size_t>(c)], scale, options.format);
+      codec::encode_slice(slice, scale, options.format, out.codes.data() + r * columns + first);
     }
   }
   return out;

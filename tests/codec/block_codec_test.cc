@@ -347,6 +347,58 @@ TEST(BlockCodecs, random_blocks_decode_on_every_target_as_the_format_s_table_say
   }
 }
 
+/// Values on a coarse grid, so that magnitudes come twice with either sign, and whatever else there may be.
+std::vector<float> awkward_blocks(std::size_t size) {
+  std::vector<float> x(size);
+  std::uint32_t state = 7;
+  for (std::size_t i = 0; i < size; ++i) {
+    state = state * 1664525 + 1013904223;
+    x[i] = static_cast<float>(static_cast<int>(state >> 27) - 16) / 8;
+    if (i / 32 % 11 == 3) x[i] = 0;
+    if (i / 32 % 11 == 5) x[i] *= 1e-38F;
+    if (i / 32 % 11 == 7) x[i] *= 1e30F;
+  }
+  x[32 * 9 + 5] = INFINITY;
+  x[32 * 13 + 8] = std::nanf("");
+  x[32 * 17 + 1] = -INFINITY;
+  return x;
+}
+
+TEST(BlockCodecs, a_block_of_a_row_has_the_bytes_that_it_has_alone_on_every_target) {
+  const std::vector<float> x = awkward_blocks(32 * 80);
+  for (const char* name : {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}) {
+    const BlockCodec& codec = *find_block_codec(name);
+    for (const math::SimdTarget& target : math::compiled_targets()) {
+      if (!target.supported) continue;
+      math::use_only_target(target.bit);
+      // From a few blocks on they are encoded side by side.
+      for (const std::size_t num_blocks : {std::size_t{10}, std::size_t{9}, std::size_t{37}, std::size_t{80}}) {
+        if (num_blocks * codec.block_elements > x.size()) continue;
+        std::vector<std::uint8_t> row(num_blocks * codec.block_bytes), alone(codec.block_bytes);
+        codec.encode_row(std::span(x).first(num_blocks * codec.block_elements), {}, row.data());
+        for (std::size_t b = 0; b < num_blocks; ++b) {
+          codec.encode_row(std::span(x).subspan(b * codec.block_elements, codec.block_elements), {}, alone.data());
+          EXPECT_TRUE(std::equal(alone.begin(), alone.end(), row.begin() + static_cast<std::ptrdiff_t>(b * codec.block_bytes)))
+              << name << " on " << target.name << ", block " << b << " of " << num_blocks;
+        }
+      }
+    }
+    math::use_only_target(0);
+  }
+}
+
+TEST(BlockCodecs, of_two_largest_magnitudes_in_q4_0_the_first_decides_the_sign) {
+  const BlockCodec& codec = *find_block_codec("Q4_0");
+  std::vector<float> x(32 * 32, 0.25F);
+  for (std::size_t b = 0; b < 32; ++b) {
+    x[32 * b + b % 16] = b % 2 == 0 ? 1.0F : -1.0F;
+    x[32 * b + 16 + b % 16] = b % 2 == 0 ? -1.0F : 1.0F;
+  }
+  std::vector<std::uint8_t> out(32 * codec.block_bytes);
+  codec.encode_row(x, {}, out.data());
+  for (std::size_t b = 0; b < 32; ++b) EXPECT_EQ(half(out.data() + 18 * b), b % 2 == 0 ? -0.125F : 0.125F) << b;
+}
+
 TEST(BlockCodecs, blocks_of_the_other_byte_order_become_ours) {
   const BlockCodec& codec = *find_block_codec("Q5_0");
   std::vector<std::uint8_t> block(22);
