@@ -33,6 +33,8 @@ Json method_json(const MethodDescription& method) {
                                          {"range", text_or_null(parameter.range)},
                                          {"help", Json(parameter.help)}});
   }
+  Json::Array formats;
+  for (const std::string& format : method.formats) formats.emplace_back(format);
   return Json(Json::Object{
       {"name", Json(method.name)},
       {"family", Json(method.family)},
@@ -42,7 +44,7 @@ Json method_json(const MethodDescription& method) {
       {"needs", Json(Json::Object{
                     {"models", Json(method.models)}, {"base", Json(method.base)}, {"calibration", Json(method.calibration)}, {"passes", Json(method.passes)}})},
       {"determinism", Json(method.determinism)},
-      {"formats", Json(Json::Array{Json("safetensors")})}});
+      {"formats", Json(std::move(formats))}});
 }
 
 std::string default_text(const MethodParameter& parameter) {
@@ -74,6 +76,10 @@ void print_page(const MethodDescription& method) {
   facts.row({"determinism", method.determinism == "A"   ? "A: the same bytes on every machine"
                             : method.determinism == "B" ? "B: the same bytes for any number of threads on one kind of CPU"
                                                         : "C: within a stated bound"});
+  if (method.calibration) facts.row({"calibration", "runs the model on a text"});
+  std::string formats;
+  for (const std::string& format : method.formats) formats += (formats.empty() ? "" : ", ") + format;
+  facts.row({"formats", formats});
   if (!method.paper.empty()) facts.row({"paper", method.paper});
   facts.print(stdout, 2);
   if (method.parameters.empty()) {
@@ -133,7 +139,7 @@ Command methods_command() {
   Option& which = command.positional("NAME", arguments->which, "a family of methods, or one method");
   which.required = false;
   which.kind = ValueKind::choice;
-  which.choices = {"merge"};
+  which.choices = {"merge", "quantize"};
   for (const MethodDescription& method : list_methods()) which.choices.push_back(method.name);
   add_print_options(command, arguments->common);
   command.run = [arguments] { return run_methods(*arguments); };

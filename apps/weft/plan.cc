@@ -33,7 +33,7 @@ struct Setting {
 class SettingReader {
  public:
   SettingReader() {
-    for (const MethodDescription& method : list_methods())
+    for (const MethodDescription& method : list_methods("merge"))
       for (const MethodParameter& parameter : method.parameters)
         if (parameter.type == "boolean") booleans_.emplace(method.name, parameter.name);
   }

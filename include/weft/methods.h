@@ -21,7 +21,7 @@ struct MethodParameter {
 /// What a method declares about itself.
 struct MethodDescription {
   std::string name;
-  std::string family;                   ///< "merge"
+  std::string family;                   ///< "merge", "quantize"
   std::string summary;
   std::string paper;
   std::vector<MethodParameter> parameters;
@@ -30,6 +30,7 @@ struct MethodDescription {
   bool calibration = false;             ///< it runs the models on texts
   int passes = 1;
   std::string determinism;              ///< "A", "B", "C"
+  std::vector<std::string> formats;     ///< that hold the result: containers, or the formats of `weft quantize`
 };
 
 /// Every method of a family ("" for all), sorted. Throws invalid_argument for an unknown family.

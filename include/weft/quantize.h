@@ -93,7 +93,8 @@ struct QuantizeFormat {
 struct QuantizeStep {
   struct Parameter {
     std::string name;
-    double value = 0;  ///< unless one is given
+    double value = 0;            ///< unless one is given
+    double least = 0, most = 0;  ///< that make sense
     std::string help;
   };
   std::string name;
@@ -102,6 +103,7 @@ struct QuantizeStep {
   std::string summary;
   bool needs_text = false;  ///< looks at what layers read
   bool own_only = false;    ///< only weft's own form holds the result
+  std::string determinism;  ///< A: the same bytes on every machine; C: for any number of threads on one machine, elsewhere within a bound
   std::vector<Parameter> parameters;
 };
 /// All of them, in the order in which they are carried out.

@@ -39,6 +39,7 @@ struct LinearStepInfo {
   std::string_view source;
   std::vector<StepParameter> parameters;
   std::unique_ptr<LinearStep> (*make)(const LinearPlan& plan);
+  char determinism = 'C';  ///< A where every machine gives the same bytes; what a model was run for is within a bound only
 };
 /// In the order in which they are explained.
 [[nodiscard]] const std::vector<LinearStepInfo>& linear_steps();

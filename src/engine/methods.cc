@@ -8,16 +8,17 @@
 
 #include "merge/method.h"
 #include "weft/error.h"
+#include "weft/quantize.h"
 
 namespace weft {
 namespace {
 
-std::string range_of(const merge::Parameter& p) {
-  const bool low = p.min > -1e300;
-  const bool high = p.max < 1e300;
-  if (low && high) return fmt::format("{:g}..{:g}", p.min, p.max);
-  if (low) return fmt::format(">= {:g}", p.min);
-  if (high) return fmt::format("<= {:g}", p.max);
+std::string range_of(double least, double most) {
+  const bool low = least > -1e300;
+  const bool high = most < 1e300;
+  if (low && high) return fmt::format("{:g}..{:g}", least, most);
+  if (low) return fmt::format(">= {:g}", least);
+  if (high) return fmt::format("<= {:g}", most);
   return "";
 }
 
@@ -50,7 +51,7 @@ MethodDescription describe(const merge::Method& m) {
     out.scope = p.scope == merge::ParameterScope::global ? "global" : "model";
     out.default_value = p.default_value;
     out.required = !p.default_value && !p.optional_value;
-    out.range = range_of(p);
+    out.range = range_of(p.min, p.max);
     out.help = p.help;
     d.parameters.push_back(std::move(out));
   }
@@ -82,17 +83,41 @@ MethodDescription regression(std::string name, std::string summary, std::string 
   return d;
 }
 
+/// A step of a method of quantizing the linear layers of blocks.
+MethodDescription describe(const QuantizeStep& step) {
+  MethodDescription d;
+  d.name = step.name;
+  d.family = "quantize";
+  d.summary = step.summary;
+  d.paper = step.source;
+  for (const QuantizeStep::Parameter& p : step.parameters)
+    d.parameters.push_back({p.name, "number", "global", p.value, false, range_of(p.least, p.most), p.help});
+  d.models = "1";
+  d.base = "none";
+  d.calibration = step.needs_text;
+  d.determinism = step.determinism;
+  for (const QuantizeFormat& format : quantize_formats())
+    if (format.name == "weft" || (!step.own_only && format.name != "gguf")) d.formats.push_back(format.name);
+  return d;
+}
+
 }  // namespace
 
 std::vector<MethodDescription> list_methods(std::string_view family) {
-  if (!family.empty() && family != "merge") {
-    throw Error(ErrorCode::invalid_argument, fmt::format("there is no family of methods called '{}'", family), {}, "families: merge");
+  if (!family.empty() && family != "merge" && family != "quantize") {
+    throw Error(ErrorCode::invalid_argument, fmt::format("there is no family of methods called '{}'", family), {}, "families: merge, quantize");
   }
   std::vector<MethodDescription> all;
+  for (const QuantizeStep& step : quantize_steps()) all.push_back(describe(step));
   for (const merge::Method& m : merge::methods()) all.push_back(describe(m));
   all.push_back(regression("regmean", "the linear layers that best reproduce each model's answers to its own inputs", "arXiv:2212.09849"));
   all.push_back(regression("regmean_plusplus", "the same, on inputs that came through the merged layers before", "arXiv:2508.03121"));
-  std::sort(all.begin(), all.end(), [](const MethodDescription& a, const MethodDescription& b) { return a.name < b.name; });
+  std::erase_if(all, [&](const MethodDescription& method) { return !family.empty() && method.family != family; });
+  for (MethodDescription& method : all)
+    if (method.formats.empty()) method.formats = {"safetensors", "gguf"};
+  std::sort(all.begin(), all.end(), [](const MethodDescription& a, const MethodDescription& b) {
+    return a.family != b.family ? a.family < b.family : a.name < b.name;
+  });
   return all;
 }
 

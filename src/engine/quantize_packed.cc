@@ -93,15 +93,16 @@ std::vector<QuantizeStep> quantize_steps() {
   static constexpr std::array<const char*, 6> kPlaces = {"model", "channels", "weights", "codes", "repair", "block"};
   std::vector<QuantizeStep> steps;
   for (const engine::LinearStepInfo& info : engine::linear_steps()) {
-    QuantizeStep step{std::string(info.name),
-                      kPlaces.at(static_cast<std::size_t>(info.place)),
-                      std::string(info.source),
-                      std::string(info.summary),
-                      info.needs_activations,
-                      info.adds,
-                      {}};
+    QuantizeStep step;
+    step.name = info.name;
+    step.place = kPlaces.at(static_cast<std::size_t>(info.place));
+    step.source = info.source;
+    step.summary = info.summary;
+    step.needs_text = info.needs_activations;
+    step.own_only = info.adds;
+    step.determinism = std::string(1, info.determinism);
     for (const engine::StepParameter& parameter : info.parameters)
-      step.parameters.push_back({std::string(parameter.name), parameter.value, std::string(parameter.help)});
+      step.parameters.push_back({std::string(parameter.name), parameter.value, parameter.least, parameter.most, std::string(parameter.help)});
     steps.push_back(std::move(step));
   }
   return steps;
