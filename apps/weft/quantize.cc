@@ -12,8 +12,10 @@
 #include "base/text.h"
 #include "commands.h"
 #include "common.h"
+#include "engine/quantize_keys.h"
 #include "result.h"
 #include "weft/evaluate.h"
+#include "weft/report.h"
 
 namespace weft::app {
 namespace {
@@ -25,6 +27,7 @@ struct Arguments {
   QuantizeOptions options;
   std::string rules_file;
   std::string imatrix;
+  std::string report;
   std::vector<std::filesystem::path> eval_files;
   std::uint64_t eval_windows = 0, eval_window = 0;
   bool symmetric = false, asymmetric = false;
@@ -82,13 +85,17 @@ Json layers_json(const QuantizeReport& report) {
   return Json(std::move(layers));
 }
 
-/// How the result reads the texts, beside the model that it was made from.
-Json evaluated(const Arguments& arguments, const QuantizeReport& report, Console& console, bool prints) {
+PerplexityOptions how_to_evaluate(const Arguments& arguments) {
   PerplexityOptions how;
   how.threads = static_cast<int>(arguments.common.threads);
   how.num_windows = arguments.eval_windows;
   how.window = arguments.eval_window;
-  const PerplexityReport scores = evaluate_texts(report.output.string(), arguments.eval_files, arguments.model, how);
+  return how;
+}
+
+/// How the result reads the texts, beside the model that it was made from.
+Json evaluated(const Arguments& arguments, const QuantizeReport& report, Console& console, bool prints, std::vector<TextScore>& texts) {
+  const PerplexityReport scores = evaluate_texts(report.output.string(), arguments.eval_files, arguments.model, how_to_evaluate(arguments));
   for (const std::string& warning : scores.warnings) console.warn(warning);
   Json::Array list;
   for (const TextScore& text : scores.texts) {
@@ -107,7 +114,16 @@ Json evaluated(const Arguments& arguments, const QuantizeReport& report, Console
                                      {"kl_p99", Json(closeness.kl_p99)},
                                      {"top1_agreement", Json(closeness.top1_agreement)}}));
   }
+  texts = scores.texts;
   return Json(std::move(list));
+}
+
+/// Of its tensors, as they are stored.
+std::uint64_t size_of_model(const std::string& model, const OpenOptions& how) {
+  std::uint64_t size_bytes = 0;
+  for (const TensorInfo& tensor : open_checkpoint(model, how)->tensors())
+    size_bytes += tensor.stored_as.empty() || tensor.stored_bytes == 0 ? tensor.size_bytes : tensor.stored_bytes;
+  return size_bytes;
 }
 
 double real_argument(const std::string& text, const char* option) {
@@ -116,17 +132,6 @@ double real_argument(const std::string& text, const char* option) {
   if (error != std::errc() || end != text.data() + text.size())
     throw Error(ErrorCode::invalid_argument, fmt::format("{} takes a number, got '{}'", option, printable(text)), {.key = option});
   return value;
-}
-
-/// "3.2bpw", or a size.
-void read_budget(const std::string& text, LinearQuantization& linear) {
-  constexpr std::string_view kUnit = "bpw";
-  linear.budget_bits.reset();
-  linear.budget_bytes.reset();
-  if (text.size() > kUnit.size() && text.ends_with(kUnit))
-    linear.budget_bits = real_argument(text.substr(0, text.size() - kUnit.size()), "--budget");
-  else
-    linear.budget_bytes = parse_size(text);
 }
 
 /// The options of folders.
@@ -147,7 +152,7 @@ void add_linear_options(Command& command, const std::shared_ptr<Arguments>& argu
   command.custom({"--budget"}, "SIZE",
                  "a width for each layer, chosen so that all lose least: 3.2bpw (bits a weight of these layers, with scales) or 2.1GiB (all of the "
                  "model's tensors)",
-                 [&linear](const std::string& text) { read_budget(text, linear); });
+                 [&linear](const std::string& text) { engine::set_quantize_budget(linear, text); });
   choice("--budget-by", "WHAT", linear.budget_by, "loss of layers; or whole blocks by what they change (lim) or by their weights alone (zd)",
          {"loss", "lim", "zd"}, "loss");
   command
@@ -213,7 +218,7 @@ int run_quantize(Arguments& arguments) {
   }
   options.linear.group = static_cast<std::int64_t>(std::min(arguments.group, kMost));
   options.linear.rank = static_cast<std::int64_t>(std::min(arguments.rank, kMost));
-  for (const std::filesystem::path& file : arguments.eval_files) const File text(file, FileMode::read);  // a slip is told now, not after the work
+  if (!arguments.eval_files.empty()) check_texts(arguments.model, arguments.eval_files, how_to_evaluate(arguments));  // now, not after the work
   if (!arguments.rules_file.empty()) options.rules_text = text_of(arguments.rules_file);
   const bool prints = !arguments.common.json && !arguments.common.quiet;
   bool has_heading = false;
@@ -224,6 +229,7 @@ int run_quantize(Arguments& arguments) {
       std::printf("%s\n", layer_line(options, layer).c_str());
       std::fflush(stdout);
     };
+  if (!arguments.report.empty()) require_reports(arguments.report);
   const QuantizeReport report = quantize(arguments.model, arguments.output, options);
   Json::Object details = {{"layers", layers_json(report)}};
   if (report.linear_bits_per_weight > 0) details.emplace_back("linear_bits_per_weight", report.linear_bits_per_weight);
@@ -231,7 +237,9 @@ int run_quantize(Arguments& arguments) {
     std::printf("  %s\n", fmt::format("{:.3f} bits a weight in {} layers, {:.3f} in the whole model", report.linear_bits_per_weight,
                                       report.layers.size(), report.bits_per_weight)
                               .c_str());
-  if (!report.dry_run && !arguments.eval_files.empty()) details.emplace_back("eval", evaluated(arguments, report, console, prints));
+  std::vector<TextScore> texts;
+  if (!report.dry_run && !arguments.eval_files.empty()) details.emplace_back("eval", evaluated(arguments, report, console, prints, texts));
+  if (!arguments.report.empty()) write_report(report, arguments.model, size_of_model(arguments.model, options.open), texts, arguments.report);
   console.finish();
   print_report(report, arguments.common, fmt::format("quantized {}", arguments.model), std::move(details));
   return 0;
@@ -302,6 +310,8 @@ Command quantize_command() {
                                 [raw = arguments.get()](const std::string& text) { raw->eval_files.emplace_back(text); });
   eval.repeated = true;
   eval.kind = ValueKind::path;
+  command.path({"--report"}, "OUT.html", arguments->report,
+               "a page to look at: what each weight lost, sizes before and after, and what --eval found");
   command.number({"--eval-windows"}, arguments->eval_windows, "how many windows of each text").default_text = "all";
   command.number({"--eval-window"}, arguments->eval_window, "tokens of a window").default_text = "the model's context";
   add_linear_options(command, arguments);

@@ -86,10 +86,10 @@ Command run_command() {
   Command command;
   command.name = "run";
   command.family = "Make";
-  command.summary = "carry out a recipe: merges, edits and conversions in one pass";
+  command.summary = "carry out a recipe: merges, edits, conversions and quantizing in one pass";
   command.synopsis = "RECIPE [OUT] [OPTION]...";
   command.description =
-      "A recipe is a mergekit config, several of them that use each other's results, or a list of steps (merge, edit, fold, convert), each on the "
+      "A recipe is a mergekit config, several of them that use each other's results, or a list of steps (merge, edit, fold, convert, quantize), each on the "
       "result of an earlier "
       "one or on a model. Steps are stacked without files in between: every input is read as the result is written, and nothing else is written. All "
       "of it is checked "

@@ -55,6 +55,8 @@ struct PerplexityReport {
 /// of another model.
 [[nodiscard]] WEFT_API PerplexityReport evaluate_texts(std::string_view model, std::span<const std::filesystem::path> texts, std::string_view against,
                                                        const PerplexityOptions& options = {});
+/// Throws what evaluate_texts would say of these texts and options, without running the model. To be called before work that takes long.
+WEFT_API void check_texts(std::string_view model, std::span<const std::filesystem::path> texts, const PerplexityOptions& options = {});
 
 struct ImageOptions : RunOptions {
   std::string transform;  ///< "" or "same", "rot90", "invert", "mirror", "noise", "blur", "contrast", "pixelate"

@@ -20,7 +20,7 @@ struct RecipeOptions : JobOptions {
 /// A step of the chain, as it was planned.
 struct RecipeStep {
   std::string name;
-  std::string verb;                 ///< "merge", "edit", "fold", "convert"
+  std::string verb;                 ///< "merge", "edit", "fold", "convert", "quantize"
   std::string summary;              ///< "ties", "3 operations", "./lora", "bfloat16"
   std::vector<std::string> inputs;  ///< models and earlier steps
   std::uint64_t num_tensors = 0;    ///< of its result

@@ -1,12 +1,15 @@
 #pragma once
+#include <cstdint>
 #include <filesystem>
 #include <span>
 #include <string>
 
+#include "weft/evaluate.h"
 #include "weft/export.h"
 #include "weft/inspect.h"
 #include "weft/job.h"
 #include "weft/measure.h"
+#include "weft/quantize.h"
 
 namespace weft {
 
@@ -28,5 +31,10 @@ struct InputDiff {
 };
 /// what: "merge". inputs: may be empty.
 WEFT_API void write_report(const JobReport& job, const std::string& what, std::span<const InputDiff> inputs, const std::filesystem::path& output);
+
+/// What quantizing a model made of it. model: its name. model_bytes: of its tensors; 0 where that is not known. texts: how the result reads them, beside
+/// the model; may be empty.
+WEFT_API void write_report(const QuantizeReport& made, const std::string& model, std::uint64_t model_bytes, std::span<const TextScore> texts,
+                           const std::filesystem::path& output);
 
 }  // namespace weft

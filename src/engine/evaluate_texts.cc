@@ -74,6 +74,20 @@ std::vector<Window> windows_of(const Stream& stream, const std::filesystem::path
   return windows;
 }
 
+/// Windows as they will be cut, and no texts yet.
+PerplexityReport protocol_of(const RunningModel& running, const PerplexityOptions& options) {
+  PerplexityReport report;
+  report.window = options.window > 0 ? options.window : static_cast<std::uint64_t>(running.config().context);
+  report.stride = options.stride > 0 ? options.stride : report.window;
+  report.bos = options.bos;
+  if (report.window < 2) throw Error(ErrorCode::invalid_argument, "a window of one token scores nothing", {.key = "--window"}, "give at least 2");
+  if (report.stride > report.window)
+    throw Error(ErrorCode::invalid_argument,
+                fmt::format("the stride {} is above the window {}: tokens between would be left out", report.stride, report.window),
+                {.key = "--stride"}, "give at most the window");
+  return report;
+}
+
 /// Sums over the tokens of one window.
 struct WindowScore {
   double nll = 0;
@@ -203,15 +217,7 @@ PerplexityReport evaluate_texts(std::string_view model_name, std::span<const std
       throw Error(ErrorCode::unsupported, "perplexity needs a model that predicts the next token", {.file = each->files().folder.string()},
                   "an encoder sees the tokens that it would have to predict");
 
-  PerplexityReport report;
-  report.window = options.window > 0 ? options.window : static_cast<std::uint64_t>(running.config().context);
-  report.stride = options.stride > 0 ? options.stride : report.window;
-  report.bos = options.bos;
-  if (report.window < 2) throw Error(ErrorCode::invalid_argument, "a window of one token scores nothing", {.key = "--window"}, "give at least 2");
-  if (report.stride > report.window)
-    throw Error(ErrorCode::invalid_argument,
-                fmt::format("the stride {} is above the window {}: tokens between would be left out", report.stride, report.window),
-                {.key = "--stride"}, "give at most the window");
+  PerplexityReport report = protocol_of(running, options);
   std::optional<std::uint32_t> bos;
   if (options.bos) {
     bos = running.tokenizer("--bos").named_id("bos_token");
@@ -274,6 +280,12 @@ PerplexityReport evaluate_texts(std::string_view model_name, std::span<const std
   report.warnings = running.warnings();
   if (other) report.warnings.insert(report.warnings.end(), other->warnings().begin(), other->warnings().end());
   return report;
+}
+
+void check_texts(std::string_view model, std::span<const std::filesystem::path> texts, const PerplexityOptions& options) {
+  RunningModel running(model, options);
+  const PerplexityReport protocol = protocol_of(running, options);
+  for (const std::filesystem::path& file : texts) static_cast<void>(windows_of(read_stream(running, file), file, protocol, options.num_windows));
 }
 
 }  // namespace weft

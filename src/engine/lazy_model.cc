@@ -177,16 +177,15 @@ void write_companions(const LazyModel& model, const fs::path& folder) {
   }
 }
 
-namespace {
-
-OutputJob gguf_job_of(LazyModel& model, const fs::path& output) {
+OutputJob gguf_output_job(LazyModel model, const fs::path& output, const GgufChooser& choose) {
   if (!model.parts.config)
     throw Error(ErrorCode::not_found, "a GGUF file needs what config.json says, and there is none", {.file = model.name}, "name a model's folder");
   const ScratchFolder folder;  // only the tokenizer is read from it, and at once
   write_companions(model, folder.path());
   // What steps made is called what its file is called.
-  const std::string title = path_kind(model.name) == PathKind::nothing ? title_of(fs::path(output.filename()).replace_extension()) : title_of(model.name);
-  OutputJob job = gguf_job({model.name, checkpoint_of(model), *model.parts.config, folder.path(), title}, gguf_weight_type({}, model.block_type));
+  const std::string title =
+      path_kind(model.name) == PathKind::nothing ? title_of(fs::path(output.filename()).replace_extension()) : title_of(model.name);
+  OutputJob job = gguf_job_choosing({model.name, checkpoint_of(model), *model.parts.config, folder.path(), title}, choose);
   // Where the tensors came from before the steps.
   std::map<std::string, const edit::Tensor*> parts;
   for (const edit::Tensor& part : model.parts.tensors) parts.emplace(fmt::format("{}:{}", model.name, part.name), &part);
@@ -211,10 +210,13 @@ OutputJob gguf_job_of(LazyModel& model, const fs::path& output) {
   return job;
 }
 
-}  // namespace
-
 OutputJob output_job_of(LazyModel model, const fs::path& output) {
-  if (output.extension() == ".gguf") return gguf_job_of(model, output);
+  if (output.extension() == ".gguf") {
+    const GgufWeightType type = gguf_weight_type({}, model.block_type);
+    return gguf_output_job(std::move(model), output, [type](const std::vector<GgufCandidate>& candidates, const GgufMetadata&) {
+      return std::vector<GgufWeightType>(candidates.size(), type);
+    });
+  }
   if (!model.block_type.empty())
     throw Error(ErrorCode::invalid_argument, fmt::format("only GGUF files hold weights as {}", model.block_type), {.key = "dtype"},
                 "name an output that ends in .gguf, or another type");

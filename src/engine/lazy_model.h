@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "edit/operation.h"
+#include "engine/gguf_output.h"
 #include "engine/merge_plan.h"
 #include "engine/output_job.h"
 #include "engine/stream_checkpoint.h"
@@ -47,5 +48,7 @@ void write_companions(const LazyModel& model, const std::filesystem::path& folde
 
 /// What writes it: to a folder or, for a name that ends in .safetensors or .gguf, a file. Errors: unsupported for other containers.
 [[nodiscard]] OutputJob output_job_of(LazyModel model, const std::filesystem::path& output);
+/// What writes it to a GGUF file, each weight as choose says.
+[[nodiscard]] OutputJob gguf_output_job(LazyModel model, const std::filesystem::path& output, const GgufChooser& choose);
 
 }  // namespace weft::engine

@@ -12,6 +12,7 @@
 #include "checkpoint/quantized_view.h"
 #include "engine/block_pass.h"
 #include "math/convert.h"
+#include "math/round_codes.h"
 #include "quantize/solver.h"
 #include "weft/error.h"
 #include "weft/version.h"
@@ -198,6 +199,14 @@ std::uint64_t PackedLayer::size_bytes() const {
   return size;
 }
 
+namespace {
+/// Of magnitudes.
+float largest_of(std::span<const float> values) {
+  const math::Extent extent = math::extent(values);
+  return std::max(std::fabs(extent.low), std::fabs(extent.high));
+}
+}  // namespace
+
 PackedLayer pack_layer(const LinearPlan& plan, const LinearTarget& target, std::span<const float> values, const QuantizedLinear* solved) {
   PackedLayer result;
   const quantize::SolverOptions solver = plan.options_for(target);
@@ -207,6 +216,12 @@ PackedLayer pack_layer(const LinearPlan& plan, const LinearTarget& target, std::
       result.parts = codec::write_bnb4(values, target.rows, target.columns, target.dtype, plan.levels, plan.group, plan.options.nested);
       break;
     case LinearFormat::bnb8:
+      // The library has them in float16 before anything else.
+      if (const float largest = largest_of(values); math::decode_one(DType::f16, math::encode_one(DType::f16, largest)) > 65504.0F)
+        throw Error(ErrorCode::unsupported,
+                    fmt::format("tensor '{}' has values up to {}, and bitsandbytes takes those of {} as float16, which ends at 65504",
+                                printable(target.name), largest, plan.options.format),
+                    {.tensor = printable(target.name)}, "use --format bnb-nf4 or compressed-tensors, or leave this layer out: --rule PATTERN=keep");
       result.parts = codec::write_bnb8(values, target.rows, target.columns);
       break;
     case LinearFormat::compressed:
@@ -240,11 +255,10 @@ PackedLayer pack_layer(const LinearPlan& plan, const LinearTarget& target, std::
   std::vector<float> read(checked_size(tensor.num_elements, "matrix"));
   math::decode(tensor.dtype, bytes, read);
   if (math::count_non_finite(read) > 0)
-    throw Error(ErrorCode::unsupported,
-                fmt::format("tensor '{}' has values up to {}, for which {} has no scale", printable(target.name),
-                            std::fabs(*std::max_element(values.begin(), values.end(), [](float a, float b) { return std::fabs(a) < std::fabs(b); })),
-                            plan.options.format),
-                {.tensor = printable(target.name)}, "leave this layer out with a rule that keeps it");
+    throw Error(
+        ErrorCode::unsupported,
+        fmt::format("tensor '{}' has values up to {}, for which {} has no scale", printable(target.name), largest_of(values), plan.options.format),
+        {.tensor = printable(target.name)}, "leave this layer out with a rule that keeps it");
   if (!result.decoded.empty()) {
     math::round_through(tensor.dtype, result.decoded);
     for (std::size_t i = 0; i < read.size(); ++i)

@@ -4,17 +4,20 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <optional>
 #include <utility>
 
 #include "base/check.h"
 #include "base/text.h"
+#include "checkpoint/tensor_view.h"
 #include "edit/pattern.h"
 #include "engine/linear_format.h"
 #include "engine/linear_step.h"
 #include "math/convert.h"
 #include "model/architecture.h"
+#include "model/text_part.h"
 #include "weft/error.h"
 
 namespace weft::engine {
@@ -223,8 +226,50 @@ LinearPlan::LinearPlan(const LinearQuantizeOptions& given) : options(given) {
   std::stable_sort(chain.begin(), chain.end(), [](const auto* a, const auto* b) { return a->place < b->place; });
   for (const LinearStepInfo* step : chain) {
     steps.push_back(step->make(*this));
+    if (step->place == StepPlace::codes) {
+      codes_step_ = steps.back().get();
+      before_codes_step_ = solver_options;
+    }
     steps.back()->configure(*this);
   }
+  for (const LinearRule& rule : options.rules)
+    if (!rule.method.empty()) add_alternative(rule);
+}
+
+void LinearPlan::add_alternative(const LinearRule& rule) {
+  const LinearStepInfo* step = find_linear_step(rule.method);
+  if (step == nullptr || step->place != StepPlace::codes) {
+    std::vector<std::string_view> names;
+    for (const LinearStepInfo& known : linear_steps())
+      if (known.place == StepPlace::codes) names.push_back(known.name);
+    refuse_linear("rule", fmt::format("'{}' is no step that finds the codes of layers", printable(rule.method)),
+                  fmt::format("a rule may name one of {}", fmt::join(names, ", ")));
+  }
+  if (rule.method == solver || alternatives.contains(rule.method)) return;
+  if (is_bitsandbytes() || ((blocks || form == CompressedForm::nvfp4) && rule.method != "rtn"))
+    refuse_linear("rule", fmt::format("'{}' has no place in {}, which rounds", rule.method, options.format), "leave the method out of the rule");
+  if (step->adds && format != LinearFormat::own)
+    refuse_linear("rule", fmt::format("{} has no place for what '{}' adds to the codes", options.format, rule.method), "write --format weft");
+  // It starts from where the method's own step did, and leaves that as it is.
+  const quantize::SolverOptions own = std::exchange(solver_options, before_codes_step_);
+  Alternative alternative{step->make(*this), {}};
+  alternative.step->configure(*this);
+  alternative.solver_options = std::exchange(solver_options, own);
+  alternatives.emplace(rule.method, std::move(alternative));
+}
+
+std::vector<LinearStep*> LinearPlan::all_steps() const {
+  std::vector<LinearStep*> all;
+  for (const std::unique_ptr<LinearStep>& step : steps) all.push_back(step.get());
+  for (const auto& [name, alternative] : alternatives) all.push_back(alternative.step.get());
+  return all;
+}
+
+std::vector<LinearStep*> LinearPlan::steps_of(const LinearTarget& target) const {
+  std::vector<LinearStep*> own;
+  for (const std::unique_ptr<LinearStep>& step : steps)
+    own.push_back(step.get() == codes_step_ && !target.solver.empty() ? alternatives.at(target.solver).step.get() : step.get());
+  return own;
 }
 
 LinearPlan::~LinearPlan() = default;
@@ -269,6 +314,38 @@ bool is_layer(Role role) {
   }
 }
 
+/// What sees and hears beside the language model. Nothing is known of what its layers read, and readers of the formats leave it as it is.
+class Towers {
+ public:
+  explicit Towers(const LazyModel& lazy) {
+    const Json& config = *lazy.parts.config;
+    const std::optional<model::TextPart> text = model::text_part(checkpoint_of(lazy), config);
+    const model::Architecture* whole = model::find_architecture(config);
+    is_decoder_ = whole != nullptr && whole->forward.kind == model::NetworkKind::decoder;
+    if (!text) return;
+    for (const TensorInfo& tensor : text->checkpoint->tensors()) text_.insert(source_of({text->checkpoint, &tensor}));
+  }
+  [[nodiscard]] bool contain(const edit::Tensor& part) const {
+    if (!text_.empty()) return !text_.contains(source_of(part.values));
+    if (!is_decoder_) return false;  // what sees may be all that there is
+    return std::any_of(kWords.begin(), kWords.end(), [&](std::string_view word) { return part.name.find(word) != std::string::npos; });
+  }
+
+ private:
+  /// Without the names that views give it.
+  static const TensorInfo* source_of(TensorRef tensor) {
+    while (true) {
+      const TensorRef next = without_renames(tensor);
+      if (next.tensor == tensor.tensor) return next.tensor;
+      tensor = next;
+    }
+  }
+
+  static constexpr std::array<std::string_view, 4> kWords = {"vision", "visual", "audio", "multi_modal_projector"};
+  bool is_decoder_ = false;
+  std::set<const TensorInfo*> text_;  ///< of the language model; empty where it is not known
+};
+
 }  // namespace
 
 void LinearPlan::find_targets(const LazyModel& lazy) {
@@ -279,9 +356,19 @@ void LinearPlan::find_targets(const LazyModel& lazy) {
   for (const LinearRule& rule : options.rules) patterns.emplace_back(rule.pattern, "rule");
   std::vector<bool> used(patterns.size());
   std::vector<std::string> without_place;
+  const Towers towers(lazy);
   for (const edit::Tensor& part : lazy.parts.tensors) {
     const TensorInfo& info = *part.values.tensor;
     num_parameters += info.num_elements;
+    if (towers.contain(part)) {
+      if (info.shape.size() == 2 && part.name.ends_with(".weight") && is_layer(model::role_of(architecture, part.name))) {
+        plain.push_back(part.name.substr(0, part.name.size() - 7));
+        tower_layers.push_back(part.name);
+      }
+      for (std::size_t i = 0; i < patterns.size(); ++i)
+        if (options.rules[i].keep && patterns[i].matches(part.name)) used[i] = true;
+      continue;
+    }
     if (info.shape.size() == 3 && is_decodable_float(info.dtype) && part.name.find("experts") != std::string::npos) stacks.push_back(part.name);
     if (!info.stored_as.empty() && !options.allow_requantize)
       refuse_linear("model", fmt::format("the model's weights are quantized already ('{}' is {})", printable(part.name), info.stored_as),
@@ -302,12 +389,15 @@ void LinearPlan::find_targets(const LazyModel& lazy) {
     target.group = group;
     target.tensor = &info;
     target.checkpoint = part.values.checkpoint;
-    bool keep = false;
+    bool keep = false, decided = false;
     for (std::size_t i = 0; i < patterns.size(); ++i) {
       if (!patterns[i].matches(part.name)) continue;
       used[i] = true;
+      if (decided) continue;
+      decided = true;
       const LinearRule& rule = options.rules[i];
       keep = rule.keep;
+      if (!rule.method.empty() && rule.method != solver) target.solver = rule.method;
       if (rule.bits || rule.group) {
         if (format == LinearFormat::awq || is_bitsandbytes() || !integers())
           refuse_linear("rule", fmt::format("{} has one width and group for all layers", options.format),
@@ -319,7 +409,6 @@ void LinearPlan::find_targets(const LazyModel& lazy) {
           refuse_linear("rule", fmt::format("the rule '{}' asks for {} bits in groups of {}", rule.pattern, target.bits, target.group),
                         "2 to 8 bits, in groups of at most the inputs of a layer, or 0 for whole rows");
       }
-      break;
     }
     if (keep) {
       kept.push_back(target.module);
@@ -357,13 +446,11 @@ const LinearTarget* LinearPlan::find(std::string_view weight) const {
 }
 
 quantize::SolverOptions LinearPlan::options_for(const LinearTarget& target) const {
-  quantize::SolverOptions own = solver_options;
+  quantize::SolverOptions own = target.solver.empty() ? solver_options : alternatives.at(target.solver).solver_options;
   own.group = target.group;
   own.format.bits = target.bits;
   const bool powers = form == CompressedForm::mxfp4 || form == CompressedForm::mxfp6 || form == CompressedForm::mxfp8;
-  own.format.scale_type = format == LinearFormat::compressed                             ? (powers ? DType::f8_e8m0 : target.dtype)
-                             : is_bitsandbytes()                     ? DType::f32
-                                                                                            : DType::f16;
+  own.format.scale_type = format == LinearFormat::compressed ? (powers ? DType::f8_e8m0 : target.dtype) : is_bitsandbytes() ? DType::f32 : DType::f16;
   return own;
 }
 

@@ -34,6 +34,7 @@ struct LinearTarget {
   int block = -1;
   bool bits_given = false;  ///< by a rule: a budget does not change them
   std::int64_t group = 128;
+  std::string solver = {};  ///< by a rule: the step that finds the codes; empty: the method's own
   const TensorInfo* tensor = nullptr;
   std::shared_ptr<const Checkpoint> checkpoint;
 
@@ -59,6 +60,12 @@ struct LinearPlan {
   const LinearQuantizeOptions& options;
   std::vector<std::unique_ptr<LinearStep>> steps;  ///< in the order in which they are carried out; one of them finds the codes
   std::string solver;                              ///< that one's name
+  /// Steps that find the codes of layers whose rule names another.
+  struct Alternative {
+    std::unique_ptr<LinearStep> step;
+    quantize::SolverOptions solver_options;
+  };
+  std::map<std::string, Alternative> alternatives;
   LinearFormat format = LinearFormat::gptq;
   codec::CompressedForm form = codec::CompressedForm::pack_quantized;
   codec::Levels levels = codec::Levels::integer;
@@ -75,6 +82,7 @@ struct LinearPlan {
   std::vector<std::string> kept;    ///< modules that rules keep
   std::vector<std::string> plain;   ///< modules that are no layer of these formats
   std::vector<std::string> stacks;  ///< tensors of several experts' matrices each, which stay as they are
+  std::vector<std::string> tower_layers;  ///< of what sees and hears beside the language model, which stay as they are
   std::uint64_t num_parameters = 0;
 
   [[nodiscard]] bool integers() const { return levels == codec::Levels::integer; }
@@ -83,8 +91,18 @@ struct LinearPlan {
   /// Null for what is not quantized.
   [[nodiscard]] const LinearTarget* find(std::string_view weight) const;
   [[nodiscard]] quantize::SolverOptions options_for(const LinearTarget& target) const;
+  /// All steps, those that only rules name too.
+  [[nodiscard]] std::vector<LinearStep*> all_steps() const;
+  /// Those that a layer goes through.
+  [[nodiscard]] std::vector<LinearStep*> steps_of(const LinearTarget& target) const;
   /// Layers that the text does not reach stay as they are.
   void leave(const std::set<std::string>& modules);
+
+ private:
+  void add_alternative(const LinearRule& rule);
+
+  LinearStep* codes_step_ = nullptr;                ///< among the steps
+  quantize::SolverOptions before_codes_step_ = {};  ///< as other steps left the options
 };
 
 /// Throws invalid_argument.

@@ -60,6 +60,9 @@ void apply_fold(const LinearPlan& plan, Block& block, const std::vector<float>& 
         {.file = plan.model_name}, "use --method gptq or rtn");
 }
 
+/// Whether a channel of what the values' matrix writes is the same channel of what the output's reads.
+bool folds_values(const model::NetworkConfig& network) { return network.heads == network.kv_heads; }
+
 /// What divides a channel, where a norm or a matrix writes it alone.
 void fold_scales(LinearPlan& plan, Block& block, const ChooseScales& choose_scales) {
   const model::NetworkConfig& network = block.network().config();
@@ -117,23 +120,40 @@ void fold_scales(LinearPlan& plan, Block& block, const ChooseScales& choose_scal
     fold_norm(model::Site::attention_in, of_role({Role::q, Role::k, Role::v, Role::qkv}), at(Role::q));
     fold_norm(model::Site::mlp_in, of_role({Role::up, Role::gate, Role::gate_up}), at(Role::up));
   }
-  // Into the rows that write what down reads. Behind an activation that is no multiple of its argument only a gated layer's `up` can take a scale.
-  const auto up = of_role({Role::up}), gate = of_role({Role::gate}), down = of_role({Role::down});
-  InputStatistics* read = at(Role::down);
-  if (up.size() == 1 && gate.size() == 1 && down.size() == 1 && read != nullptr && read->num_tokens > 0 &&
-      plan.find(up.front()->tensor->name) != nullptr) {
-    const std::vector<float> scales = choose(plan, block, down, *read, choose_scales);
-    if (!scales.empty())
-      apply_fold(plan, block, scales, down, [&](std::span<float> exact) {
-        LinearMatrix writer = block.matrix(up.front()->tensor->name);
-        if (writer.rows != exact.size()) return false;
-        for (const model::BlockTensor& tensor : block.tensors())
-          if (tensor.is_bias && tensor.slot.role == Role::up) return false;
-        quantize::divide_rows(writer.values, static_cast<std::int64_t>(writer.columns), exact);
-        block.set_matrix(up.front()->tensor->name, writer);
-        return true;
-      });
-  }
+  const auto has_bias = [&](Role role) {
+    return std::any_of(block.tensors().begin(), block.tensors().end(),
+                       [&](const model::BlockTensor& tensor) { return tensor.is_bias && tensor.slot.role == role; });
+  };
+  // Into the rows of a matrix that writes what another reads.
+  const auto fold_rows = [&](const model::BlockTensor& writer, const model::BlockTensor& reader) {
+    const InputStatistics* read = nullptr;
+    for (const InputStatistics& one : statistics)
+      if (one.weights.size() == 1 && one.weights.front() == reader.tensor->name) read = &one;
+    if (read == nullptr || read->num_tokens == 0 || plan.find(writer.tensor->name) == nullptr) return;
+    if (block.matrix(writer.tensor->name).rows != block.matrix(reader.tensor->name).columns) return;
+    const std::vector<float> scales = choose(plan, block, {&reader}, *read, choose_scales);
+    if (scales.empty()) return;
+    apply_fold(plan, block, scales, {&reader}, [&](std::span<float> exact) {
+      LinearMatrix matrix = block.matrix(writer.tensor->name);
+      quantize::divide_rows(matrix.values, static_cast<std::int64_t>(matrix.columns), exact);
+      block.set_matrix(writer.tensor->name, matrix);
+      return true;
+    });
+  };
+  // Behind an activation that is no multiple of its argument only a gated layer's `up` can take a scale. Each expert has its own.
+  if (!has_bias(Role::up))
+    for (const model::BlockTensor* down : of_role({Role::down})) {
+      const auto of_expert = [&](Role role) {
+        std::vector<const model::BlockTensor*> found = of_role({role});
+        std::erase_if(found, [&](const model::BlockTensor* tensor) { return tensor->slot.expert != down->slot.expert; });
+        return found;
+      };
+      const auto up = of_expert(Role::up);
+      if (up.size() == 1 && of_expert(Role::gate).size() == 1 && of_expert(Role::down).size() == 1) fold_rows(*up.front(), *down);
+    }
+  // What attention reads of values is a mean of them, channel by channel, where each head has its own.
+  const auto v = of_role({Role::v}), o = of_role({Role::o});
+  if (folds_values(network) && v.size() == 1 && o.size() == 1 && !has_bias(Role::v)) fold_rows(*v.front(), *o.front());
 }
 
 class AwqStep final : public LinearStep {

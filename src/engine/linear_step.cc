@@ -82,7 +82,9 @@ bool needs_calibration(std::string_view method) {
 }
 
 bool wants_activations(const LinearQuantizeOptions& options) {
-  return needs_calibration(options.method) || options.tokens != nullptr || options.calibration;
+  const bool rules_do = std::any_of(options.rules.begin(), options.rules.end(),
+                                    [](const LinearRule& rule) { return !rule.method.empty() && needs_calibration(rule.method); });
+  return rules_do || needs_calibration(options.method) || options.tokens != nullptr || options.calibration;
 }
 
 // ---- A layer -------------------------------------------------------------------------------------------------------------------------------

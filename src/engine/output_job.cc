@@ -404,6 +404,7 @@ std::vector<JobReport> JobBatch::carry_out() {
     if (!output.is_recorded(places[i].second)) continue;
     walk[i].finished = true;
     *walk[i].warnings = output.recorded_warnings(places[i].second);
+    if (const OutputJob& job = entries_[places[i].first]->job; job.on_finished) job.on_finished(places[i].second);
   }
   for (const auto& entry : entries_) entry->output->begin();
   const StreamResult done = run_tensor_stream(

@@ -43,7 +43,7 @@ struct OutputJob {
   std::vector<JournalHead::Ingredient> ingredients;
   std::vector<std::string> warnings;
   bool write_into_existing = false;
-  std::function<void(std::size_t tensor)> on_finished;  ///< told of each tensor that is completely written, one call at a time
+  std::function<void(std::size_t tensor)> on_finished;  ///< told of each tensor that is completely written, by an earlier run too; one call at a time
 };
 
 /// Several outputs made in one walk, layer by layer, so that an input which they share is read while it is still at hand, and an output that a later

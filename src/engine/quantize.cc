@@ -46,21 +46,8 @@ const std::vector<Row>& rows() {
   return kRows;
 }
 
-}  // namespace
-
-std::vector<QuantizeFormat> quantize_formats() {
-  std::vector<QuantizeFormat> formats;
-  for (const Row& row : rows()) formats.push_back(row.format);
-  return formats;
-}
-
-std::vector<std::pair<std::string, double>> gguf_types() {
-  std::vector<std::pair<std::string, double>> types;
-  for (const model::GgufFileType& type : model::gguf_file_types()) types.emplace_back(type.name, type.bits_per_weight);
-  return types;
-}
-
-QuantizeReport quantize(std::string_view model, const std::filesystem::path& output, const QuantizeOptions& options) {
+/// The format, and what stands behind its colon. Errors: invalid_argument.
+std::pair<const Row&, std::string> row_of(const QuantizeOptions& options) {
   const std::size_t colon = options.format.find(':');
   const std::string name = options.format.substr(0, colon);
   const std::string argument = colon == std::string::npos ? "" : options.format.substr(colon + 1);
@@ -80,7 +67,32 @@ QuantizeReport quantize(std::string_view model, const std::filesystem::path& out
     throw Error(ErrorCode::invalid_argument,
                 fmt::format("the format '{}' {}", printable(name), found->takes_argument ? "needs a type" : "takes no type"), {.key = "format"},
                 fmt::format("such as {}", found->format.example));
-  return found->write({open_checkpoint(model, options.open), std::string(model), output, argument, options});
+  return {*found, argument};
+}
+
+}  // namespace
+
+std::vector<QuantizeFormat> quantize_formats() {
+  std::vector<QuantizeFormat> formats;
+  for (const Row& row : rows()) formats.push_back(row.format);
+  return formats;
+}
+
+std::vector<std::pair<std::string, double>> gguf_types() {
+  std::vector<std::pair<std::string, double>> types;
+  for (const model::GgufFileType& type : model::gguf_file_types()) types.emplace_back(type.name, type.bits_per_weight);
+  return types;
+}
+
+QuantizeReport quantize(std::string_view model, const std::filesystem::path& output, const QuantizeOptions& options) {
+  const auto [row, argument] = row_of(options);
+  return row.write({open_checkpoint(model, options.open), std::string(model), output, argument, options});
+}
+
+QuantizeReport engine::quantize_made(LazyModel model, const std::filesystem::path& output, const QuantizeOptions& options,
+                                     std::vector<JournalHead::Ingredient> ingredients) {
+  const auto [row, argument] = row_of(options);
+  return row.write({nullptr, model.name, output, argument, options, &model, std::move(ingredients)});
 }
 
 }  // namespace weft

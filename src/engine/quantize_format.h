@@ -3,7 +3,9 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
+#include "engine/lazy_model.h"
 #include "weft/checkpoint.h"
 #include "weft/quantize.h"
 
@@ -11,12 +13,18 @@
 namespace weft::engine {
 
 struct QuantizeRequest {
-  std::shared_ptr<const Checkpoint> checkpoint;
+  std::shared_ptr<const Checkpoint> checkpoint;  ///< null where steps of a recipe made the model
   std::string model;  ///< as the user wrote it
   std::filesystem::path output;
   std::string argument;  ///< of the format: "Q4_K_M" of "gguf:Q4_K_M"; may be empty
   const QuantizeOptions& options;
+  LazyModel* made = nullptr;                              ///< by steps of a recipe; taken
+  std::vector<JournalHead::Ingredient> ingredients = {};  ///< that a stopped job must have had, beside its own
 };
+
+/// Quantizes what steps of a recipe made, as they make it. Errors: those of weft::quantize.
+[[nodiscard]] QuantizeReport quantize_made(LazyModel model, const std::filesystem::path& output, const QuantizeOptions& options,
+                                           std::vector<JournalHead::Ingredient> ingredients);
 
 // quantize_gguf.cc
 [[nodiscard]] QuantizeReport quantize_gguf(const QuantizeRequest& request);

@@ -15,8 +15,10 @@
 #include "checkpoint/imatrix.h"
 #include "checkpoint/model_folder.h"
 #include "engine/gguf_output.h"
+#include "engine/lazy_model.h"
 #include "engine/model_config.h"
 #include "engine/quantize_format.h"
+#include "engine/quantize_keys.h"
 #include "model/gguf_mix.h"
 #include "model/gguf_model.h"
 #include "weft/error.h"
@@ -46,28 +48,12 @@ struct Rule {
   std::unique_ptr<re2::RE2> expression;
   std::optional<GgufStoredType> type;  ///< absent: kept
   bool matched = false;
+  bool applied = false;  ///< where no rule before it matched
 };
 
 std::vector<Rule> rules_of(const QuantizeOptions& options) {
   std::vector<std::pair<std::string, std::string>> all = options.rules;
-  std::string_view text = options.rules_text;
-  for (std::size_t line = 1; !text.empty(); ++line) {
-    const std::size_t end = text.find('\n');
-    std::string_view own = text.substr(0, end);
-    text = end == std::string_view::npos ? std::string_view() : text.substr(end + 1);
-    own = own.substr(0, own.find('#'));
-    // Several to a line are separated by spaces, as in the files that llama-quantize takes.
-    for (std::size_t at = own.find_first_not_of(" \t\r"); at != std::string_view::npos; at = own.find_first_not_of(" \t\r")) {
-      own = own.substr(at);
-      const std::size_t stop = std::min(own.find_first_of(" \t\r"), own.size());
-      const std::string_view word = own.substr(0, stop);
-      own = own.substr(stop);
-      const std::size_t equals = word.rfind('=');
-      if (equals == std::string_view::npos || equals == 0 || equals + 1 == word.size())
-        refuse(fmt::format("line {} of the rules has '{}', not PATTERN=TYPE", line, printable(word)), "rules");
-      all.emplace_back(word.substr(0, equals), word.substr(equals + 1));
-    }
-  }
+  for (auto& rule : read_quantize_rules(options.rules_text)) all.push_back(std::move(rule));
   std::vector<Rule> rules;
   for (const auto& [pattern, type] : all) {
     Rule rule;
@@ -212,12 +198,13 @@ class Plan {
     std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
       const Choice& x = choices_[a];
       const Choice& y = choices_[b];
+      if (options_.keep_split) return std::tie(x.part, a) < std::tie(y.part, b);  // parts stay in their own order
       return std::tie(x.part, x.layer, x.name) < std::tie(y.part, y.layer, y.name);
     });
     order_ = order;
 
     model::GgufMixModel model;
-    model.num_layers = num_layers_ - pruning_.size();
+    model.num_layers = num_layers_;  // those left out count in llama.cpp's mixes
     model.num_heads = number("attention.head_count").value_or(1);
     model.num_kv_heads = number("attention.head_count_kv").value_or(model.num_heads);
     model.num_experts = number("expert_count").value_or(0);
@@ -301,11 +288,13 @@ class Plan {
     if (options_.leave_output && is_output) type.reset();
     if (output_type_ && (is_output || (is_embedding && !has_output))) type = output_type_;
     if (embedding_type_ && is_embedding) type = embedding_type_;
+    bool decided = false;
     for (Rule& rule : rules_) {
       if (!re2::RE2::PartialMatch(choice.name, *rule.expression)) continue;
       rule.matched = true;
+      if (decided) continue;
+      decided = rule.applied = true;
       type = rule.type;
-      break;
     }
     if (!type) return;
     if (std::find(candidate.shape.begin(), candidate.shape.end(), 0) != candidate.shape.end())
@@ -362,10 +351,13 @@ class Plan {
   }
 
   void check_all_used(const std::vector<GgufCandidate>& candidates) {
-    for (const Rule& rule : rules_)
+    for (const Rule& rule : rules_) {
       if (!rule.matched)
         refuse(fmt::format("no weight matches '{}'", printable(rule.pattern)), "tensor-type",
                fmt::format("names are those of the file, such as {}", example_name(candidates)));
+      if (!rule.applied)
+        warnings_.push_back(fmt::format("the rule '{}' changes nothing: rules before it match the same weights", printable(rule.pattern)));
+    }
     const auto check_parts = [&](const std::vector<std::string>& parts, const char* key) {
       for (const std::string& part : parts)
         if (!used_parts_.contains(part)) refuse(fmt::format("no weight has '{}' in its name", printable(part)), key);
@@ -402,25 +394,33 @@ class Plan {
 };
 
 OutputJob make_job(const QuantizeRequest& request, const GgufChooser& choose) {
+  if (request.made != nullptr) return gguf_output_job(std::move(*request.made), request.output, choose);
   const std::shared_ptr<const Checkpoint>& checkpoint = request.checkpoint;
-  if (as_gguf(*checkpoint) != nullptr) return gguf_copy_job_choosing(request.model, checkpoint, choose);
-  if (std::optional<model::HuggingFaceModel> held = adapt::held_model(checkpoint)) {  // a GGUF file with adapters folded in
-    const fs::path file = held->file->path();
-    GgufModel opened = open_gguf_model(*std::move(held));
-    OutputJob job = gguf_job_choosing({request.model, opened.checkpoint, opened.config, opened.folder, title_of(file)}, choose);
-    job.warnings.insert(job.warnings.end(), opened.warnings.begin(), opened.warnings.end());
-    return job;
-  }
-  const fs::path source = checkpoint->path();
-  const std::optional<fs::path> folder = folder_of_model(source);
-  std::optional<Json> config = folder ? read_model_config(*folder) : std::nullopt;
-  if (!config)
-    throw Error(ErrorCode::not_found, "a GGUF file needs what config.json says, and there is none", {.file = source.string()},
-                "name the model's folder");
-  std::vector<std::string> warnings;
-  adapt::follow_in_config(*checkpoint, *config, warnings);
-  OutputJob job = gguf_job_choosing({request.model, checkpoint, *std::move(config), *folder, title_of(source)}, choose);
-  job.warnings.insert(job.warnings.begin(), warnings.begin(), warnings.end());
+  OutputJob job = [&] {
+    if (as_gguf(*checkpoint) != nullptr) return gguf_copy_job_choosing(request.model, checkpoint, choose);
+    if (std::optional<model::HuggingFaceModel> held = adapt::held_model(checkpoint)) {  // a GGUF file with adapters folded in
+      const fs::path file = held->file->path();
+      GgufModel opened = open_gguf_model(*std::move(held));
+      OutputJob made = gguf_job_choosing({request.model, opened.checkpoint, opened.config, opened.folder, title_of(file)}, choose);
+      made.warnings.insert(made.warnings.end(), opened.warnings.begin(), opened.warnings.end());
+      return made;
+    }
+    const fs::path source = checkpoint->path();
+    const std::optional<fs::path> folder = folder_of_model(source);
+    std::optional<Json> config = folder ? read_model_config(*folder) : std::nullopt;
+    if (!config)
+      throw Error(ErrorCode::not_found, "a GGUF file needs what config.json says, and there is none", {.file = source.string()},
+                  "name the model's folder");
+    std::vector<std::string> warnings;
+    adapt::follow_in_config(*checkpoint, *config, warnings);
+    OutputJob made = gguf_job_choosing({request.model, checkpoint, *std::move(config), *folder, title_of(source)}, choose);
+    made.warnings.insert(made.warnings.begin(), warnings.begin(), warnings.end());
+    return made;
+  }();
+  job.inputs = {checkpoint};
+  job.input_paths = {checkpoint->path()};
+  for (const std::string& adapter : adapt::split_adapters(request.model).adapters) job.input_paths.push_back(resolve_model(adapter).path);
+  job.warnings.insert(job.warnings.begin(), checkpoint->warnings().begin(), checkpoint->warnings().end());
   return job;
 }
 
@@ -438,18 +438,15 @@ QuantizeReport quantize_gguf(const QuantizeRequest& request) {
   if (concerns_folders(options.linear))
     refuse("GGUF files have none of the options of folders", "format",
            "leave them out, or write a folder; what a text says of the weights comes as --imatrix, from 'weft calibrate'");
-  const GgufCheckpoint* gguf = as_gguf(*request.checkpoint);
+  const GgufCheckpoint* gguf = request.checkpoint == nullptr ? nullptr : as_gguf(*request.checkpoint);
   if (options.keep_split && (gguf == nullptr || gguf->files().size() < 2))
     refuse("the input is not split, so there are no parts to keep", "keep-split");
   Plan plan(request, file_type);
   OutputJob job = make_job(
       request, [&](const std::vector<GgufCandidate>& candidates, const GgufMetadata& metadata) { return plan.choose(candidates, metadata); });
-  job.inputs = {request.checkpoint};
-  job.input_paths = {request.checkpoint->path()};
-  for (const std::string& adapter : adapt::split_adapters(request.model).adapters) job.input_paths.push_back(resolve_model(adapter).path);
   job.single_file = request.output.extension() == ".gguf";
-  job.ingredients = {{"--format", std::string(file_type.name)}};
-  job.warnings.insert(job.warnings.begin(), request.checkpoint->warnings().begin(), request.checkpoint->warnings().end());
+  job.ingredients = request.ingredients;
+  job.ingredients.push_back({"--format", std::string(file_type.name)});
   plan.finish(job);
 
   QuantizeReport report;
@@ -461,13 +458,19 @@ QuantizeReport quantize_gguf(const QuantizeRequest& request) {
     report.layers.push_back({spec.name, std::string(spec.codec->name), 8.0 * spec.codec->block_bytes / spec.codec->block_elements, std::nullopt});
   }
   const std::shared_ptr<EncodingErrors> errors = job.gguf->errors;
+  // Told in the order of the file, whichever thread is done first.
+  std::vector<bool> finished(numbers.size());
+  std::size_t num_told = 0;
   if (options.on_layer)
     job.on_finished = [&](std::size_t tensor) {
       const auto found = std::lower_bound(numbers.begin(), numbers.end(), tensor);
       if (found == numbers.end() || *found != tensor) return;
-      QuantizedLayer layer = report.layers[static_cast<std::size_t>(found - numbers.begin())];
-      layer.relative_loss = errors->relative(tensor);
-      options.on_layer(layer);
+      finished[static_cast<std::size_t>(found - numbers.begin())] = true;
+      for (; num_told < numbers.size() && finished[num_told]; ++num_told) {
+        QuantizedLayer layer = report.layers[num_told];
+        layer.relative_loss = errors->relative(numbers[num_told]);
+        options.on_layer(layer);
+      }
     };
   JobBatch batch(options, "quantizing");
   batch.add(std::move(job), request.output);

@@ -1,7 +1,9 @@
 #include "engine/quantize_linear.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <sys/file.h>
 
 #include <algorithm>
 #include <atomic>
@@ -70,6 +72,9 @@ class LinearJob {
     if (!plan_.stacks.empty())
       warn(fmt::format("{} tensors hold the matrices of several experts each, which these formats have no place for; they stay as they are: '{}'{}",
                        plan_.stacks.size(), printable(plan_.stacks.front()), plan_.stacks.size() == 1 ? "" : " and others"));
+    if (!plan_.tower_layers.empty())
+      warn(fmt::format("{} layers are of what sees or hears beside the language model, and stay as they are: '{}'{}", plan_.tower_layers.size(),
+                       printable(plan_.tower_layers.front()), plan_.tower_layers.size() == 1 ? "" : " and others"));
     if (LinearBudget::is_asked_for(options)) budget_.emplace(plan_);
   }
 
@@ -97,6 +102,8 @@ class LinearJob {
     batch.add(std::move(job), output_);
     static_cast<JobReport&>(report) = std::move(batch.run().front());
     if (!pass_folder_.empty() && !options_.dry_run) remove_tree(pass_folder_);
+    // The walk counts what was made as read; the model was read to make it.
+    report.bytes_read += bytes_read_ - std::min(report.bytes_read, made_bytes_);
     report.layers = std::move(layers_);
     report.num_parameters = plan_.num_parameters;  // not of the tensors that hold them packed
     report.elapsed_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -124,16 +131,17 @@ class LinearJob {
     LinearLayer layer{.target = target, .original = original, .block = block, .tries = tries};
     layer.solver = plan_.options_for(target);
     layer.values.assign(original.begin(), original.end());
-    layer.method = options_.method;
+    layer.method = target.solver.empty() ? options_.method : target.solver;
     if (statistics != nullptr && statistics->num_tokens > 0) layer.statistics = statistics;
     if (statistics != nullptr && statistics->num_tokens == 0) {
       // An expert that no token was sent to.
       layer.warn("", fmt::format("'{}' was read by no token of the calibration text: it is rounded", printable(target.name)));
       layer.method = "rtn";
     }
-    for (const std::unique_ptr<LinearStep>& step : plan_.steps) step->before_codes(layer);
-    for (const std::unique_ptr<LinearStep>& step : plan_.steps) step->find_codes(layer);
-    for (const std::unique_ptr<LinearStep>& step : plan_.steps) step->after_codes(layer);
+    const std::vector<LinearStep*> steps = plan_.steps_of(target);
+    for (LinearStep* step : steps) step->before_codes(layer);
+    for (LinearStep* step : steps) step->find_codes(layer);
+    for (LinearStep* step : steps) step->after_codes(layer);
     Solution solution{pack_layer(plan_, target, layer.values, layer.codes ? &*layer.codes : nullptr), 0, std::move(layer.method)};
     if (statistics == nullptr)
       solution.loss = loss_of_weights(original, solution.packed.decoded);
@@ -171,12 +179,12 @@ class LinearJob {
     for (const LinearTarget& target : plan_.targets) packed_bytes += target.num_weights() * static_cast<std::uint64_t>(target.bits + 1) / 8;
     const bool spools = packed_bytes > budget.limit_bytes() / 4;
     if (spools) {
-      spool_.path = block_pass_folder(output_);
-      fs::create_directories(spool_.path);
+      spool_.open(block_pass_folder(output_));
     }
     for_each_target(budget, [&](std::size_t i) {
       const LinearTarget& target = plan_.targets[i];
       const std::vector<float> values = target.read_values();
+      bytes_read_ += target.tensor->size_bytes;
       Solution solution = solve(target, values, nullptr, nullptr, false);
       layers[i] = describe(target, solution.packed, solution.loss, std::move(solution.method));
       for (StoredTensor& part : solution.packed.parts)
@@ -204,7 +212,7 @@ class LinearJob {
   std::shared_ptr<const Checkpoint> spool(const std::vector<MadeTensor>& tensors, std::size_t number) const {
     std::vector<TensorSpec> specs;
     for (const MadeTensor& tensor : tensors) specs.push_back({tensor.name, tensor.dtype, tensor.shape});
-    const fs::path file = spool_.path / fmt::format("{}.safetensors", number);
+    const fs::path file = spool_.path() / fmt::format("{}.safetensors", number);
     OutputFile out(file, Existing::replace);
     out.create_files(plan_safetensors(specs, 0, {}));
     for (std::size_t i = 0; i < tensors.size(); ++i) out.write_tensor(i, 0, tensors[i].bytes);
@@ -229,7 +237,8 @@ class LinearJob {
     RunningModel& running = *running_;
     BlockPassOptions pass_options;
     static_cast<RunOptions&>(pass_options) = options_;
-    pass_options.two_streams = std::any_of(plan_.steps.begin(), plan_.steps.end(), [&](const auto& step) { return step->two_streams(plan_); });
+    const std::vector<LinearStep*> steps = plan_.all_steps();
+    pass_options.two_streams = std::any_of(steps.begin(), steps.end(), [&](const LinearStep* step) { return step->two_streams(plan_); });
     pass_folder_ = block_pass_folder(output_);
     pass_options.folder = pass_folder_;
     pass_options.ingredients = ingredients();
@@ -253,9 +262,11 @@ class LinearJob {
   }
 
   void visit(Block& block) {
-    for (const std::unique_ptr<LinearStep>& step : plan_.steps) step->before_block(plan_, block);
+    count_read(block);
+    const std::vector<LinearStep*> steps = plan_.all_steps();
+    for (LinearStep* step : steps) step->before_block(plan_, block);
     // In the order in which a token meets them, so that each reads what those before it give now.
-    const bool sequential = std::any_of(plan_.steps.begin(), plan_.steps.end(), [](const auto& step) { return step->in_sequence(); });
+    const bool sequential = std::any_of(steps.begin(), steps.end(), [](const LinearStep* step) { return step->in_sequence(); });
     std::vector<InputPoint> points;
     for (const model::BlockTensor* tensor : block.linears()) {
       if (plan_.find(tensor->tensor->name) == nullptr) continue;
@@ -277,15 +288,28 @@ class LinearJob {
     for (const std::vector<InputPoint>& wave : waves) {
       StatisticsRequest request;
       request.gram = true;
-      for (const std::unique_ptr<LinearStep>& step : plan_.steps) step->want(request, plan_);
+      for (const LinearStep* step : steps) want(*step, request);
       request.points = wave;
       const std::vector<InputStatistics> gathered = block.statistics(request);
-      for (const std::unique_ptr<LinearStep>& step : plan_.steps) step->new_statistics();
+      for (LinearStep* step : steps) step->new_statistics();
       for (const InputStatistics& statistics : gathered)
         for (const std::string& name : statistics.weights)
           if (const LinearTarget* target = plan_.find(name)) quantize_layer(block, *target, statistics);
     }
-    for (const std::unique_ptr<LinearStep>& step : plan_.steps) step->after_block(plan_, block);
+    for (LinearStep* step : steps) step->after_block(plan_, block);
+  }
+
+  /// What one step wants does not take away what another does.
+  void want(const LinearStep& step, StatisticsRequest& request) const {
+    const StatisticsRequest before = request;
+    step.want(request, plan_);
+    request.gram = request.gram || before.gram;
+    request.cross = request.cross || before.cross;
+  }
+
+  /// The weights of a block that a pass goes through.
+  void count_read(const Block& block) {
+    for (const model::BlockTensor& tensor : block.tensors()) bytes_read_ += tensor.tensor->size_bytes;
   }
 
   void quantize_layer(Block& block, const LinearTarget& target, const InputStatistics& statistics) {
@@ -313,10 +337,13 @@ class LinearJob {
       static_cast<RunOptions&>(pass_options) = options_;
       BlockPass pass(*running_, tokens_, pass_options);
       static_cast<void>(pass.run([&](Block& block) { weigh_block(block); }));
-      for (const std::unique_ptr<LinearStep>& step : plan_.steps) step->new_statistics();
+      for (LinearStep* step : plan_.all_steps()) step->new_statistics();
     } else {
       MemoryBudget budget(options_.memory_bytes);
-      for_each_target(budget, [&](std::size_t i) { weigh_layer(plan_.targets[i], plan_.targets[i].read_values(), nullptr, nullptr); });
+      for_each_target(budget, [&](std::size_t i) {
+        bytes_read_ += plan_.targets[i].tensor->size_bytes;
+        weigh_layer(plan_.targets[i], plan_.targets[i].read_values(), nullptr, nullptr);
+      });
     }
     std::uint64_t other_bytes = 0;
     for (const edit::Tensor& part : lazy_.parts.tensors)
@@ -341,6 +368,7 @@ class LinearJob {
   }
 
   void weigh_block(Block& block) {
+    count_read(block);
     budget_->look_at_block(block);
     std::vector<InputPoint> points;
     StatisticsRequest request;
@@ -363,7 +391,7 @@ class LinearJob {
       request.points = waves[w];
       request.last = w + 1 == waves.size();
       const std::vector<InputStatistics> gathered = block.statistics(request);
-      for (const std::unique_ptr<LinearStep>& step : plan_.steps) step->new_statistics();
+      for (LinearStep* step : plan_.all_steps()) step->new_statistics();
       for (const InputStatistics& statistics : gathered)
         for (const std::string& name : statistics.weights)
           if (const LinearTarget* target = plan_.find(name)) weigh_layer(*target, block.matrix(name).values, &statistics, &block);
@@ -383,6 +411,7 @@ class LinearJob {
     std::set<std::string> modules;
     for (const LinearTarget& target : plan_.targets) modules.insert(target.module);
     for (const TensorInfo& tensor : made->tensors()) {
+      made_bytes_ += tensor.size_bytes;
       std::string module;
       for (std::size_t dot = tensor.name.find('.'); dot != std::string::npos; dot = tensor.name.find('.', dot + 1))
         if (modules.contains(tensor.name.substr(0, dot))) module = tensor.name.substr(0, dot);
@@ -423,7 +452,7 @@ class LinearJob {
       plan_.leave(left);
     }
     // Files that are made anew by every run are no input: a job that was stopped must know itself again.
-    if (spool_.path.empty()) lazy_.inputs.push_back(made);
+    if (spool_.path().empty()) lazy_.inputs.push_back(made);
   }
 
   [[nodiscard]] std::vector<JournalHead::Ingredient> ingredients() const {
@@ -431,7 +460,13 @@ class LinearJob {
     for (const auto& [name, value] : options_.parameters) parameters += fmt::format("{}={};", name, value);
     std::string rules;
     for (const LinearRule& rule : options_.rules)
-      rules += fmt::format("{}={}/{}/{};", rule.pattern, rule.keep, rule.bits.value_or(-1), rule.group.value_or(-1));
+      rules += fmt::format("{}={}/{}/{}/{};", rule.pattern, rule.keep, rule.bits.value_or(-1), rule.group.value_or(-1), rule.method);
+    std::vector<JournalHead::Ingredient> all = options_.ingredients;
+    const std::vector<JournalHead::Ingredient> own = own_ingredients(parameters, rules);
+    all.insert(all.end(), own.begin(), own.end());
+    return all;
+  }
+  [[nodiscard]] std::vector<JournalHead::Ingredient> own_ingredients(const std::string& parameters, const std::string& rules) const {
     return {{"--method", options_.method},
             {"--format", options_.format},
             {"the numbers", fmt::format("{}, {} bits, groups of {}, {}, {}", options_.numbers, options_.bits, options_.group,
@@ -446,16 +481,38 @@ class LinearJob {
             {"the calibration text", tokens_ != nullptr ? tokens_->digest() : "none"}};
   }
 
-  /// Files that are gone when the job is.
-  struct Spool {
-    fs::path path;
+  /// A folder that is gone when the job is. It stands where passes over blocks keep theirs, and nobody else may work there meanwhile.
+  class Spool {
+   public:
     Spool() = default;
     Spool(const Spool&) = delete;
     Spool& operator=(const Spool&) = delete;
     ~Spool() {
+      if (path_.empty()) return;
       std::error_code ignored;
-      if (!path.empty()) fs::remove_all(path, ignored);
+      fs::remove_all(path_, ignored);
+      SystemCalls::current().close(lock_);
     }
+    [[nodiscard]] const fs::path& path() const { return path_; }
+
+    void open(const fs::path& path) {
+      fs::create_directories(path);
+      const int lock = SystemCalls::current().open((path / "lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+      if (lock < 0) throw path_error(errno, "open", path / "lock");
+      const bool taken = SystemCalls::current().flock(lock, LOCK_EX | LOCK_NB) != 0;
+      if (taken || path_kind(path / "journal") != PathKind::nothing) {
+        SystemCalls::current().close(lock);
+        if (taken) throw Error(ErrorCode::io, "another job is at work here", {.file = path.string()}, "wait for it, or choose another output");
+        throw Error(ErrorCode::invalid_argument, "an unfinished pass over blocks lies here", {.file = path.string()},
+                    "give its command again, remove it with 'weft jobs', or choose another output");
+      }
+      path_ = path;
+      lock_ = lock;
+    }
+
+   private:
+    fs::path path_;
+    int lock_ = -1;
   };
 
   Spool spool_;  // before all that reads from it
@@ -466,6 +523,8 @@ class LinearJob {
   fs::path output_, pass_folder_;
   std::vector<Layer> layers_;
   std::map<std::string, std::uint64_t> part_bytes_;
+  std::atomic<std::uint64_t> bytes_read_ = 0;  ///< of the model
+  std::uint64_t made_bytes_ = 0;
   std::shared_ptr<const CalibrationTokens> tokens_;
   std::optional<LinearBudget> budget_;
   std::unique_ptr<RunningModel> running_;

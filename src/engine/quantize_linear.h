@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "checkpoint/journal.h"
 #include "engine/activations.h"
 #include "engine/lazy_model.h"
 #include "engine/running_model.h"
@@ -26,6 +27,7 @@ struct LinearRule {
   bool keep = false;    ///< as it is
   std::optional<int> bits;
   std::optional<std::int64_t> group;
+  std::string method = {};  ///< what finds the codes, in place of the method's own: rtn, hqq, gptq, gptaq; empty: that
 };
 
 struct LinearQuantizeOptions : RunOptions {
@@ -57,6 +59,7 @@ struct LinearQuantizeOptions : RunOptions {
   /// What the model is run on: texts, or tokens as they are. Neither: only methods that need none.
   std::optional<CalibrationText> calibration;
   std::shared_ptr<const CalibrationTokens> tokens;
+  std::vector<JournalHead::Ingredient> ingredients;  ///< that a stopped job must have had, beside its own
   struct Layer;
   std::function<void(const Layer&)> on_layer;  ///< as each is done, from one thread at a time
 };

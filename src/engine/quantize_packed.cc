@@ -8,13 +8,14 @@
 #include "base/text.h"
 #include "engine/linear_step_table.h"
 #include "engine/quantize_format.h"
+#include "engine/quantize_keys.h"
 #include "engine/quantize_linear.h"
 #include "weft/error.h"
 
 namespace weft::engine {
 namespace {
 
-/// "keep", "BITS", "BITS/GROUP", "/GROUP".
+/// "keep", or BITS, GROUP and what finds the codes, with slashes between them: "4", "4/64", "/64", "4/64/rtn", "rtn", "8/rtn".
 LinearRule rule_of(const std::string& pattern, const std::string& what) {
   LinearRule rule;
   rule.pattern = pattern;
@@ -27,12 +28,20 @@ LinearRule rule_of(const std::string& pattern, const std::string& what) {
     const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
     if (error != std::errc() || end != digits.data() + digits.size() || value < 0)
       throw Error(ErrorCode::invalid_argument, fmt::format("'{}={}' is no rule", printable(pattern), printable(what)), {.key = "rule"},
-                  "write PATTERN=keep, PATTERN=BITS or PATTERN=BITS/GROUP");
+                  "write PATTERN=keep, or PATTERN=BITS/GROUP/METHOD, of which any may be left out");
     return value;
   };
-  const std::size_t slash = what.find('/');
-  if (slash != 0) rule.bits = static_cast<int>(std::min<std::int64_t>(number(std::string_view(what).substr(0, slash)), 100));
-  if (slash != std::string::npos) rule.group = number(std::string_view(what).substr(slash + 1));
+  std::string_view rest = what;
+  // The method is what is no number, and last.
+  if (const std::string_view last = rest.substr(rest.rfind('/') + 1);
+      !last.empty() && last.find_first_not_of("0123456789") != std::string_view::npos) {
+    rule.method = last;
+    rest = last.size() == rest.size() ? std::string_view() : rest.substr(0, rest.size() - last.size() - 1);
+    if (rest.empty()) return rule;
+  }
+  const std::size_t slash = rest.find('/');
+  if (slash != 0) rule.bits = static_cast<int>(std::min<std::int64_t>(number(rest.substr(0, slash)), 100));
+  if (slash != std::string_view::npos && (slash + 1 != rest.size() || rule.method.empty())) rule.group = number(rest.substr(slash + 1));
   return rule;
 }
 
@@ -44,9 +53,6 @@ QuantizeReport quantize_packed(const char* format, const QuantizeRequest& reques
       !from.include_weights.empty() || !from.exclude_weights.empty() || !from.prune_layers.empty() || !from.override_kv.empty() || from.keep_split)
     throw Error(ErrorCode::invalid_argument, fmt::format("'{}' has none of the options of GGUF files", format), {.key = "format"},
                 "leave them out, or write --format gguf:TYPE");
-  if (!from.rules_text.empty())
-    throw Error(ErrorCode::unsupported, fmt::format("rules in a file are for GGUF files, not for '{}'", format), {.key = "rules"},
-                "give each with --rule");
   LinearQuantizeOptions options;
   static_cast<JobOptions&>(options) = from;
   const LinearQuantization& linear = from.linear;
@@ -72,11 +78,14 @@ QuantizeReport quantize_packed(const char* format, const QuantizeRequest& reques
   options.allow_requantize = from.allow_requantize;
   if (!linear.calibration.files.empty()) options.calibration = linear.calibration;
   for (const auto& [pattern, what] : from.rules) options.rules.push_back(rule_of(pattern, what));
+  for (const auto& [pattern, what] : read_quantize_rules(from.rules_text)) options.rules.push_back(rule_of(pattern, what));
   const auto public_layer = [](const LinearQuantizeOptions::Layer& layer) {
     return QuantizedLayer{layer.name, layer.method, layer.bits, layer.relative_loss};
   };
   if (from.on_layer) options.on_layer = [&](const LinearQuantizeOptions::Layer& layer) { from.on_layer(public_layer(layer)); };
-  LinearQuantizeReport made = quantize_linear(request.model, request.output, options);
+  options.ingredients = request.ingredients;
+  LinearQuantizeReport made = request.made != nullptr ? quantize_linear(std::move(*request.made), request.output, options)
+                                                      : quantize_linear(request.model, request.output, options);
   QuantizeReport report;
   static_cast<JobReport&>(report) = std::move(static_cast<JobReport&>(made));
   for (const LinearQuantizeOptions::Layer& layer : made.layers) report.layers.push_back(public_layer(layer));

@@ -9,6 +9,7 @@
 #include "base/file.h"
 #include "base/text.h"
 #include "codec/block_codec.h"
+#include "engine/quantize_keys.h"
 #include "weft/error.h"
 
 namespace weft::engine {
@@ -99,9 +100,13 @@ class Reader {
       fail("steps", steps.place,
            fmt::format("steps is {}, where a list of steps belongs",
                        steps.items.empty() && steps.kind == Kind::sequence ? "empty" : yaml::describe(steps.kind)),
-           "write '- merge: ...', '- edit: ...', '- fold: ...' or '- convert: ...' below it");
+           "write '- merge: ...', '- edit: ...', '- fold: ...', '- convert: ...' or '- quantize: ...' below it");
     for (std::size_t i = 0; i < steps.items.size(); ++i)
       recipe.steps.push_back(read_step(steps.items[i], fmt::format("steps[{}]", i), i, document.text));
+    for (std::size_t i = 0; i + 1 < recipe.steps.size(); ++i)
+      if (std::holds_alternative<QuantizingStep>(recipe.steps[i].what))
+        fail(fmt::format("steps[{}].quantize", i), recipe.steps[i].place, "weights are quantized when they are written, so this is for the last step",
+             "move it to the end");
     for (std::size_t i = 0; i + 1 < recipe.steps.size(); ++i)
       if (const auto* convert = std::get_if<ConvertStep>(&recipe.steps[i].what); convert != nullptr && !convert->block_type.empty())
         fail(fmt::format("steps[{}].convert", i), recipe.steps[i].place,
@@ -111,7 +116,7 @@ class Reader {
   Step read_step(const Node& node, const std::string& key, std::size_t i, const std::string& text) {
     if (node.kind != Kind::mapping)
       fail(key, node.place, fmt::format("a step is {}, where a mapping belongs", yaml::describe(node.kind)), "such as 'edit: [...]'");
-    check_keys(node, key, {"name", "merge", "edit", "fold", "convert"});
+    check_keys(node, key, {"name", "merge", "edit", "fold", "convert", "quantize"});
     Step step;
     step.place = node.place;
     if (const Node* name = node.find("name"); name != nullptr && !name->is_null()) {
@@ -127,7 +132,7 @@ class Reader {
     for (const yaml::Member& member : node.members)
       if (member.key.text != "name") verbs.push_back(&member);
     if (verbs.size() != 1)
-      fail(key, node.place, fmt::format("a step does one thing, and this one says {}", verbs.size()), "one of merge, edit, fold, convert");
+      fail(key, node.place, fmt::format("a step does one thing, and this one says {}", verbs.size()), "one of merge, edit, fold, convert, quantize");
     const std::string& verb = verbs.front()->key.text;
     const Node& value = verbs.front()->value;
     const std::string at = key + "." + verb;
@@ -137,6 +142,8 @@ class Reader {
       step.what = read_edit(value, at);
     else if (verb == "fold")
       step.what = read_fold(value, at);
+    else if (verb == "quantize")
+      step.what = read_quantize(value, at);
     else
       step.what = read_convert(value, at);
     previous_ = step.name;
@@ -242,6 +249,43 @@ class Reader {
     return step;
   }
 
+  /// A format, or the options of quantizing by the names that they have on the command line.
+  QuantizingStep read_quantize(const Node& node, const std::string& key) const {
+    QuantizingStep step;
+    const auto set = [&](const std::string& name, const Node& value) {
+      try {
+        set_quantize_key(step.options, name, scalar(value, key + "." + name, "a value"));
+      } catch (const Error& error) {
+        fail(key + "." + name, value.place, error.message(), error.advice());
+      }
+    };
+    if (node.is_scalar() && !node.is_null()) {
+      step.model = model_of(nullptr, key, node.place);
+      set("format", node);
+      return step;
+    }
+    if (node.kind != Kind::mapping)
+      fail(key, node.place, fmt::format("{} is {}, where a format or a mapping belongs", key, yaml::describe(node.kind)),
+           "such as {format: gptq, bits: 4}");
+    step.model = model_of(node.find("model"), key, node.place);
+    for (const yaml::Member& member : node.members) {
+      const std::string& name = member.key.text;
+      if (name == "model") continue;
+      if (name == "rules" && member.value.is_scalar() && !member.value.is_null()) {
+        step.options.rules_text = read_text_file(member.value.text, kLargestConfigBytes);
+      } else if (name == "rules" && member.value.kind == Kind::mapping) {
+        for (const yaml::Member& rule : member.value.members)
+          step.options.rules.emplace_back(rule.key.text, scalar(rule.value, key + ".rules", "what becomes of layers"));
+      } else if (member.value.kind == Kind::sequence) {
+        for (const Node& one : member.value.items) set(name == "rules" ? "rule" : name, one);
+      } else {
+        set(name, member.value);
+      }
+    }
+    if (step.options.format.empty()) fail(key + ".format", node.place, "a quantize step needs a format", "such as format: gguf:Q4_K_M");
+    return step;
+  }
+
   void read_type(const Node& node, const std::string& key, ConvertStep& step) const {
     const std::string text = scalar(node, key, "a type");
     const std::optional<DType> type = dtype_from_any(text);
@@ -251,7 +295,8 @@ class Reader {
     }
     const codec::BlockCodec* codec = codec::find_block_codec(text);
     if (codec == nullptr || codec->encode_row == nullptr)
-      fail(key, node.place, in_quotes(text) + " is no type that weights can be cast to", "such as float32, bfloat16, float16 or, for a GGUF file, Q8_0");
+      fail(key, node.place, in_quotes(text) + " is no type that weights can be cast to",
+           "such as float32, bfloat16, float16 or, for a GGUF file, Q8_0");
     step.block_type = codec->name;
   }
 
@@ -266,7 +311,7 @@ class Reader {
 }  // namespace
 
 std::string_view Step::verb() const noexcept {
-  constexpr std::string_view kVerbs[] = {"merge", "edit", "fold", "convert"};
+  constexpr std::string_view kVerbs[] = {"merge", "edit", "fold", "convert", "quantize"};
   return kVerbs[what.index()];
 }
 

@@ -11,6 +11,7 @@
 #include "engine/merge_config.h"
 #include "engine/yaml.h"
 #include "weft/dtype.h"
+#include "weft/quantize.h"
 
 // Recipes: what the YAML says, checked as far as that is possible without looking at a model. Either mergekit's configs, one a document, each a step,
 // or
@@ -21,6 +22,7 @@
 //     - edit: [{drop: lm_head}, {cast: ".=bfloat16"}]    # of the step before, or {model: NAME, operations: [...]}
 //     - fold: {adapter: ./lora, scale: 0.5}
 //     - convert: {dtype: float16}
+//     - quantize: {format: gptq, method: gptq, calibration: text.txt}   # or only a format; the last step
 //   output: out/model
 //   seed: 7
 namespace weft::engine {
@@ -40,11 +42,17 @@ struct ConvertStep {
   std::string block_type = {};  ///< instead of dtype, in the last step: "Q8_0"
 };
 
+/// The last step.
+struct QuantizingStep {
+  std::string model;
+  QuantizeOptions options;  ///< without those of every job
+};
+
 struct Step {
   std::string name;  ///< never empty: unnamed ones are called "step 2"
   bool named = false;
   yaml::Place place;
-  std::variant<MergeConfig, EditStep, FoldStep, ConvertStep> what;
+  std::variant<MergeConfig, EditStep, FoldStep, ConvertStep, QuantizingStep> what;
 
   [[nodiscard]] std::string_view verb() const noexcept;  ///< "merge"
 };

@@ -14,6 +14,7 @@
 #include "engine/gguf_output.h"
 #include "engine/lazy_model.h"
 #include "engine/merge_plan.h"
+#include "engine/quantize_format.h"
 #include "engine/recipe.h"
 #include "engine/stream_checkpoint.h"
 #include "weft/error.h"
@@ -58,12 +59,29 @@ class Runner {
     last.warnings.insert(last.warnings.begin(), warnings_.begin(), warnings_.end());
     const std::string made_by = provenance(report);
     replace_companion(last, "weft_provenance.json", made_by);
+    if (const auto* quantize = std::get_if<engine::QuantizingStep>(&recipe_.steps.back().what)) {
+      QuantizeOptions options = quantize->options;
+      static_cast<JobOptions&>(options) = options_;
+      const QuantizeReport made = engine::quantize_made(std::move(last), output, options, {{"the recipe", made_by}});
+      static_cast<JobReport&>(report) = made;
+      report.steps.back().num_tensors = made.num_tensors;
+      report.steps.back().size_bytes = made.size_bytes;
+      finish(report);
+      return report;
+    }
     engine::OutputJob job = engine::output_job_of(std::move(last), output);
     job.ingredients = {{"the recipe", made_by}};
     job.index_metadata = {{"weft_version", std::string(version())}};
     engine::JobBatch batch(options_, "running");
     batch.add(std::move(job), output);
     static_cast<JobReport&>(report) = std::move(batch.run().front());
+    finish(report);
+    return report;
+  }
+
+ private:
+  /// What the steps read and had to say while they were read.
+  void finish(RecipeReport& report) {
     // The walk counts what it was given; where another step computed that, its inputs were read.
     for (const auto& stream : streams_) report.bytes_read += stream->bytes_read() - stream->bytes_given();
     // What methods had to say where a tensor was read by another step.
@@ -73,10 +91,8 @@ class Runner {
         if (options_.on_warning) options_.on_warning(warning);
       }
     }
-    return report;
   }
 
- private:
   /// The result of an earlier step, or a model.
   LazyModel model(const std::string& name, RecipeStep& described) {
     described.inputs.push_back(name);
@@ -102,6 +118,11 @@ class Runner {
     if (step.dtype) engine::cast_all(lazy, *step.dtype);
     if (!step.block_type.empty()) lazy.block_type = described.summary = step.block_type;
     return lazy;
+  }
+
+  LazyModel plan(const engine::QuantizingStep& step, const fs::path&, RecipeStep& described) {
+    described.summary = step.options.method.empty() ? step.options.format : fmt::format("{}, {}", step.options.format, step.options.method);
+    return model(step.model, described);
   }
 
   LazyModel plan(const engine::FoldStep& step, const fs::path&, RecipeStep& described) {

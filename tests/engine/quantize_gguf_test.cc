@@ -230,6 +230,16 @@ TEST(QuantizeGguf, options_choose_types_and_what_they_name_must_be_there) {
   EXPECT_FALSE(fs::exists(folder / "b.gguf"));
 }
 
+TEST(QuantizeGguf, a_rule_behind_others_that_match_the_same_weights_is_told_and_no_mistake) {
+  const TemporaryFolder folder;
+  QuantizeOptions options = as("gguf:Q4_0");
+  options.rules = {{"attn", "Q8_0"}, {"attn_v", "Q5_0"}};
+  const QuantizeReport report = quantize(kBundled, folder / "a.gguf", options);
+  EXPECT_EQ(GgufCheckpoint(folder / "a.gguf", folder / "a.gguf", {}).tensor("blk.0.attn_v.weight").stored_as, "Q8_0");
+  ASSERT_EQ(report.warnings.size(), 1u);
+  EXPECT_NE(report.warnings.front().find("'attn_v' changes nothing"), std::string::npos) << report.warnings.front();
+}
+
 TEST(QuantizeGguf, blocks_are_not_quantized_again_unless_that_is_accepted) {
   const TemporaryFolder folder;
   (void)quantize(kBundled, folder / "q8.gguf", as("gguf:Q8_0"));
@@ -257,6 +267,11 @@ TEST(QuantizeGguf, pruned_layers_are_gone_and_the_others_move_up) {
   EXPECT_EQ(pruned.metadata().at("llama.block_count"), "1");
   options.prune_layers = {2};
   EXPECT_WEFT_ERROR(quantize(kBundled, folder / "no.gguf", options), invalid_argument, "there is no layer 2");
+  // The mixes count the layers of the model as it came, as llama.cpp's do.
+  options = as("gguf:Q4_K_M");
+  options.prune_layers = {1};
+  (void)quantize(kBundled, folder / "mixed.gguf", options);
+  EXPECT_EQ(GgufCheckpoint(folder / "mixed.gguf", folder / "mixed.gguf", {}).tensor("blk.0.ffn_down.weight").stored_as, "Q4_K");
   options.prune_layers = {0, 1};
   EXPECT_WEFT_ERROR(quantize(kBundled, folder / "no.gguf", options), invalid_argument, "no layer would be left");
 }
@@ -273,7 +288,11 @@ TEST(QuantizeGguf, a_split_model_keeps_its_parts_when_asked) {
   (void)quantize((folder / "split").string(), folder / "kept.gguf", options);
   const auto kept = open_checkpoint((folder / "kept").string());
   ASSERT_EQ(kept->files().size(), input->files().size());
-  for (const TensorInfo& tensor : input->tensors()) EXPECT_EQ(kept->tensor(tensor.name).file_index, tensor.file_index) << tensor.name;
+  ASSERT_EQ(kept->tensors().size(), input->tensors().size());
+  for (std::size_t i = 0; i < input->tensors().size(); ++i) {
+    EXPECT_EQ(kept->tensors()[i].name, input->tensors()[i].name) << "in the order of the input, as llama-quantize has them";
+    EXPECT_EQ(kept->tensors()[i].file_index, input->tensors()[i].file_index) << input->tensors()[i].name;
+  }
   EXPECT_WEFT_ERROR(quantize(kBundled, folder / "no.gguf", options), invalid_argument, "not split");
 }
 

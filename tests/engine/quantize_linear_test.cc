@@ -338,6 +338,13 @@ TEST(QuantizeLinear, layers_that_no_token_passes_stay_as_they_are_and_are_told_o
   EXPECT_FALSE(result->tensor(kUp).stored_as.empty());
   EXPECT_NE(testing::read_file(folder / "out/config.json").find('"' + tower + '"'), std::string::npos) << "among what is ignored";
   EXPECT_FALSE(fs::exists(folder / ".out.weft-blocks"));
+  // Rounding leaves them, too, though it could do without activations.
+  LinearQuantizeOptions rounding;
+  rounding.format = "compressed-tensors";
+  rounding.group = 32;
+  rounding.rules = {{.pattern = "vision", .keep = true, .bits = {}, .group = {}}};
+  EXPECT_EQ(quantize_linear(model, folder / "rounded", rounding).layers.size(), 14u);
+  EXPECT_TRUE(open_checkpoint((folder / "rounded").string())->tensor(tower + ".weight").stored_as.empty());
   // A budget is for those that are quantized.
   options.budget_bits = 3.6;
   const LinearQuantizeReport chosen = quantize_linear(model, folder / "chosen", options);

@@ -56,6 +56,29 @@ TEST(RecipeText, a_step_without_a_model_takes_the_result_of_the_step_before) {
   EXPECT_EQ(recipe.seed, 9u);
 }
 
+TEST(RecipeText, quantizing_takes_the_options_of_its_command) {
+  const Recipe recipe = parse(
+      "steps:\n- convert: {model: ./m}\n- quantize: {format: gptq, bits: 3, group: 64, symmetric: yes, calibration: [a.txt, b.txt], budget: 900B,\n"
+      "    rules: {down_proj: 8/32, lm_head: keep}}\n");
+  const auto& step = std::get<engine::QuantizingStep>(recipe.steps[1].what);
+  EXPECT_EQ(recipe.steps[1].verb(), "quantize");
+  EXPECT_EQ(step.model, "step 1");
+  EXPECT_EQ(step.options.format, "gptq");
+  EXPECT_EQ(step.options.linear.bits, 3);
+  EXPECT_EQ(step.options.linear.group, 64);
+  EXPECT_EQ(step.options.linear.symmetric, true);
+  EXPECT_EQ(step.options.linear.budget_bytes, 900u);
+  ASSERT_EQ(step.options.linear.calibration.files.size(), 2u);
+  ASSERT_EQ(step.options.rules.size(), 2u);
+  EXPECT_EQ(step.options.rules[0], (std::pair<std::string, std::string>("down_proj", "8/32")));
+  EXPECT_EQ(std::get<engine::QuantizingStep>(parse("steps: [{convert: {model: m}}, {quantize: gguf:Q4_0}]\n").steps[1].what).options.format,
+            "gguf:Q4_0");
+  EXPECT_WEFT_ERROR(parse("steps: [{quantize: {model: m, bits: 3}}]\n"), invalid_argument, "needs a format");
+  EXPECT_WEFT_ERROR(parse("steps: [{quantize: {model: m, format: gptq, bitz: 3}}]\n"), invalid_argument, "did you mean bits?");
+  EXPECT_WEFT_ERROR(parse("steps: [{quantize: {model: m, format: gptq, bits: three}}]\n"), invalid_argument, "a whole number");
+  EXPECT_WEFT_ERROR(parse("steps: [{quantize: {model: m, format: gptq}}, {convert: f16}]\n"), invalid_argument, "for the last step");
+}
+
 TEST(RecipeText, mergekits_configs_are_recipes) {
   EXPECT_EQ(parse("merge_method: linear\nmodels: [{model: a, parameters: {weight: 1}}]\n").steps.size(), 1u);
   const Recipe recipe = parse(
