@@ -96,6 +96,45 @@ class Lab:
         before = self.loss(base, text)
         return (before - self.loss(model, text)) / (before - self.loss(tuned, text))
 
+    # Quantized models lose so little that only the same windows beside each other tell them apart.
+
+    def quantized(self, method, *options, model='lm/base', calibration='text/calibration.txt'):
+        """A folder in weft's own form; options as of weft quantize."""
+        key = ('quantized', method, options, model, calibration)
+        if key not in self.known:
+            out = self.place()
+            self.run('quantize', self.model(model), out, '--format', 'weft', '--method', method, *options,
+                     *(['--calibration', self.zoo / calibration] if calibration else []))
+            self.known[key] = out
+        return self.known[key]
+
+    def windows_of(self, model, text, windows=100):
+        """Nats a token in each window."""
+        key = ('windows', model, text, windows)
+        if key not in self.known:
+            report = self.run('eval', model, '--text', self.text(text), '--window', 256, '--windows', windows)
+            self.known[key] = report['texts'][0]['window_nll']
+        return self.known[key]
+
+    def divergence(self, model, original, text='english', windows=32):
+        """Mean divergence from the original, in nats a token."""
+        key = ('divergence', model, original, text, windows)
+        if key not in self.known:
+            report = self.run('eval', model, '--against', original, '--text', self.text(text), '--window', 256, '--windows', windows)
+            self.known[key] = report['texts'][0]['kl_mean']
+        return self.known[key]
+
+    def lost(self, model, text='english', original='lm/base', of=1.0, less=None):
+        """What a model loses a token against the original, in nats, less `of` times what another loses: (mean, half of the 95 % interval), window
+        by window."""
+        before = self.windows_of(self.model(original), text)
+        own = [a - b for a, b in zip(self.windows_of(model, text), before)]
+        if less is not None:
+            own = [a - of * (b - c) for a, b, c in zip(own, self.windows_of(less, text), before)]
+        mean = sum(own) / len(own)
+        spread = (sum((x - mean) ** 2 for x in own) / (len(own) - 1) / len(own)) ** 0.5
+        return mean, 1.984 * spread  # Student's t at 99 degrees of freedom
+
     def search(self, recipe, seed):
         """weft search, its result applied: the report, with the merged model's folder in report['applied']['output']."""
         file = pathlib.Path(self.place() + '.yml')
@@ -138,6 +177,8 @@ def load(path):
 
 
 def shown(value):
+    if isinstance(value, tuple):  # a mean and half of its 95 % interval
+        return f'{value[0]:+.4f} ± {value[1]:.4f}'
     return f'{value:.4g}' if isinstance(value, float) else str(value)
 
 

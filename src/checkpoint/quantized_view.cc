@@ -717,7 +717,17 @@ class Own final : public Packed {
     const Shape groups = {rows, (columns + group_ - 1) / group_};
     need((is_scale_type(scales_.dtype) || scales_.dtype == DType::f8_e8m0 || scales_.dtype == DType::f8_e4m3) && scales_.shape == groups, checkpoint,
          scales_, to_string(groups));
-    if (zeros_ != nullptr) need(is_scale_type(zeros_->dtype) && zeros_->shape == groups, checkpoint, *zeros_, to_string(groups));
+    zero_ = static_cast<float>(1 << (bits_ - 1));
+    if (const Json* zero = json.find("zero")) {
+      if (!zero->number() || !(std::fabs(*zero->number()) <= 256)) refuse("zero");
+      zero_ = static_cast<float>(*zero->number());
+    }
+    if (zeros_ != nullptr && zeros_->dtype == DType::i32) {
+      const Shape packed = {rows, static_cast<std::int64_t>(codec::words_for(static_cast<std::uint64_t>(groups[1]), bits_, WordForm::stream))};
+      need(zeros_->shape == packed, checkpoint, *zeros_, to_string(packed));
+    } else if (zeros_ != nullptr) {
+      need(is_scale_type(zeros_->dtype) && zeros_->shape == groups, checkpoint, *zeros_, to_string(groups));
+    }
     if ((left_ == nullptr) != (right_ == nullptr) || (added_ == nullptr) != (added_at_ == nullptr))
       damaged(checkpoint, module, fmt::format("'{}' has one half of a pair of parts", printable(module)));
     if (left_ != nullptr) {
@@ -738,15 +748,13 @@ class Own final : public Packed {
                groups = static_cast<std::size_t>(scales_.shape[1]);
     const std::vector<std::uint32_t> words = words_of(read_rows(checkpoint, codes_, first, count));
     const std::vector<float> scales = scales_of(checkpoint, scales_, read_rows(checkpoint, scales_, first, count));
-    const std::vector<float> zeros =
-        zeros_ == nullptr ? std::vector<float>() : scales_of(checkpoint, *zeros_, read_rows(checkpoint, *zeros_, first, count));
-    const auto middle = static_cast<float>(1 << (bits_ - 1));
+    const std::vector<float> zeros = zeros_of(checkpoint, first, count, groups);
     std::vector<std::uint8_t> codes(width);
     for (std::size_t r = 0; r < static_cast<std::size_t>(count); ++r) {
       codec::unpack_words(words.data() + r * row_words, 1, width, bits_, WordForm::stream, codes.data(), 1);
       for (std::size_t c = 0; c < width; ++c) {
         const std::size_t s = r * groups + c / static_cast<std::size_t>(group_);
-        out[r * width + c] = scales[s] * (levels_ == Levels::integer ? static_cast<float>(codes[c]) - (zeros.empty() ? middle : zeros[s])
+        out[r * width + c] = scales[s] * (levels_ == Levels::integer ? static_cast<float>(codes[c]) - (zeros.empty() ? zero_ : zeros[s])
                                                                      : codec::level(levels_, codes[c]));
       }
     }
@@ -775,11 +783,28 @@ class Own final : public Packed {
   }
 
  private:
+  /// Of each group of these rows; empty: one for all.
+  [[nodiscard]] std::vector<float> zeros_of(const Checkpoint& checkpoint, std::int64_t first, std::int64_t count, std::size_t groups) const {
+    if (zeros_ == nullptr) return {};
+    const std::vector<std::byte> bytes = read_rows(checkpoint, *zeros_, first, count);
+    if (zeros_->dtype != DType::i32) return scales_of(checkpoint, *zeros_, bytes);
+    const std::vector<std::uint32_t> words = words_of(bytes);
+    const auto row_words = static_cast<std::size_t>(zeros_->shape[1]);
+    std::vector<std::uint8_t> of_row(groups);
+    std::vector<float> zeros;
+    for (std::size_t r = 0; r < static_cast<std::size_t>(count); ++r) {
+      codec::unpack_words(words.data() + r * row_words, 1, groups, bits_, WordForm::stream, of_row.data(), 1);
+      zeros.insert(zeros.end(), of_row.begin(), of_row.end());
+    }
+    return zeros;
+  }
+
   const TensorInfo &codes_, &scales_, &form_;
   const TensorInfo *zeros_, *left_, *right_, *added_at_, *added_;
   Levels levels_ = Levels::integer;
   int bits_ = 4;
   std::int64_t group_ = 1;
+  float zero_ = 8;
 };
 
 // ---- The config ----------------------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "codec/packed_linear.h"
@@ -38,8 +40,26 @@ std::vector<StoredTensor> write_own(const QuantizedLinear& linear, DType weight_
   std::vector<StoredTensor> out;
   out.push_back(elements<std::uint32_t>("weight_codes", DType::i32, {linear.rows, static_cast<std::int64_t>(words)}, codes));
   out.push_back(floats("weight_scales", linear.scale_type, {linear.rows, linear.num_groups()}, linear.scales));
-  if (!linear.zeros.empty() && !linear.symmetric)
+  // One zero point for all is told with the form; integers take the bits of a code.
+  const auto middle = static_cast<float>(1 << (linear.bits - 1));
+  const float zero = linear.zeros.empty() || linear.symmetric ? middle : linear.zeros.front();
+  const bool one_zero = linear.zeros.empty() || linear.symmetric ||
+                        std::all_of(linear.zeros.begin(), linear.zeros.end(), [zero](float other) { return other == zero; });
+  const bool integers = std::all_of(linear.zeros.begin(), linear.zeros.end(),
+                                    [middle](float other) { return other >= 0 && other < 2 * middle && other == std::floor(other); });
+  if (!one_zero && integers) {
+    const auto groups = static_cast<std::size_t>(linear.num_groups());
+    const std::size_t zero_words = words_for(groups, linear.bits, WordForm::stream);
+    std::vector<std::uint32_t> packed(rows * zero_words);
+    std::vector<std::uint8_t> of_row(groups);
+    for (std::size_t r = 0; r < rows; ++r) {
+      for (std::size_t g = 0; g < groups; ++g) of_row[g] = static_cast<std::uint8_t>(linear.zeros[r * groups + g]);
+      pack_words(of_row.data(), 1, groups, linear.bits, WordForm::stream, packed.data() + r * zero_words, 1);
+    }
+    out.push_back(elements<std::uint32_t>("weight_zeros", DType::i32, {linear.rows, static_cast<std::int64_t>(zero_words)}, packed));
+  } else if (!one_zero) {
     out.push_back(floats("weight_zeros", linear.scale_type, {linear.rows, linear.num_groups()}, linear.zeros));
+  }
   if (linear.rank > 0) {
     out.push_back(floats("weight_left", weight_type, {linear.rows, linear.rank}, linear.left));
     out.push_back(floats("weight_right", weight_type, {linear.rank, linear.columns}, linear.right));
@@ -49,8 +69,9 @@ std::vector<StoredTensor> write_own(const QuantizedLinear& linear, DType weight_
     out.push_back(elements<std::int64_t>("weight_added_at", DType::i64, {size}, linear.added_at));
     out.push_back(floats("weight_added", weight_type, {size}, linear.added));
   }
-  const std::string form = fmt::format(R"({{"levels":"{}","bits":{},"group":{},"shape":[{},{}],"dtype":"{}"}})", info(linear.levels).name,
-                                       linear.bits, linear.group, linear.rows, linear.columns, info(weight_type).torch_name);
+  const std::string form =
+      fmt::format(R"({{"levels":"{}","bits":{},"group":{},"shape":[{},{}],"dtype":"{}"{}}})", info(linear.levels).name, linear.bits, linear.group,
+                  linear.rows, linear.columns, info(weight_type).torch_name, one_zero && zero != middle ? fmt::format(R"(,"zero":{})", zero) : "");
   out.push_back(elements<char>("weight_form", DType::u8, {static_cast<std::int64_t>(form.size())}, form));
   return out;
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "math/convert.h"
+#include "math/integer_grid.h"
 #include "math/round_codes.h"
 #include "math/small_float.h"
 
@@ -94,6 +95,11 @@ float storable_scale(float scale, DType type) {
   return rounded;
 }
 
+/// Whether a zero point may lie between two codes, so that it is added before rounding.
+bool any_zero(const SliceFormat& format) { return format.zero == Zero::offset || format.zero == Zero::halfway; }
+
+float lowest_code(const SliceFormat& format) { return format.zero == Zero::restricted && format.search == Search::none ? 1.0F : 0.0F; }
+
 struct Range {
   float low = 0, high = 0, largest = 0;  ///< of magnitudes
   float signed_largest = 0;
@@ -120,6 +126,8 @@ SliceScale scale_for(const Range& range, float share, const SliceFormat& format)
   switch (format.zero) {
     case Zero::centred:
       return {storable_scale(share * range.largest / (most / 2), format.scale_type), middle};
+    case Zero::halfway:  // has no code for 0: the least there is for a slice of nothing else
+      return {storable_scale(std::max(share * range.largest / (most / 2), std::numeric_limits<float>::denorm_min()), format.scale_type), most / 2};
     case Zero::restricted:
       return {storable_scale(share * range.largest / (middle - 1), format.scale_type), middle};
     case Zero::signed_largest:
@@ -157,12 +165,20 @@ SliceScale power_of_two(const Range& range, std::span<const float> values, std::
   return best;
 }
 
+/// What a search compares: slice_error, or at least `enough` where it is no less than that.
+double search_error(std::span<const float> values, std::span<const float> weights, const SliceScale& scale, const SliceFormat& format, float norm,
+                    double enough) {
+  if (format.levels != Levels::integer || norm != 2) return slice_error(values, weights, scale, format, norm);
+  const math::IntegerGrid grid{scale.scale, scale.zero, lowest_code(format), static_cast<float>((1 << format.bits) - 1), any_zero(format)};
+  return math::integer_grid_error(values.data(), weights.empty() ? nullptr : weights.data(), values.size(), grid, enough);
+}
+
 SliceScale shrunk(const Range& range, std::span<const float> values, std::span<const float> weights, const SliceFormat& format) {
   SliceScale best;
   double least = std::numeric_limits<double>::infinity();
   for (int step = 0; step < format.shrink_steps; ++step) {
     const SliceScale candidate = scale_for(range, 1 - static_cast<float>(step) / 100, format);
-    const double error = slice_error(values, weights, candidate, format, format.norm);
+    const double error = search_error(values, weights, candidate, format, format.norm, least);
     if (error < least) {
       least = error;
       best = candidate;
@@ -173,7 +189,7 @@ SliceScale shrunk(const Range& range, std::span<const float> values, std::span<c
 
 /// Fixed codes, scale (and offset) in closed form; then codes anew.
 SliceScale refined(SliceScale scale, std::span<const float> values, std::span<const float> weights, const SliceFormat& format) {
-  double least = slice_error(values, weights, scale, format, 2);
+  double least = search_error(values, weights, scale, format, 2, std::numeric_limits<double>::infinity());
   for (int round = 0; round < 3; ++round) {
     double a = 0, c = 0, e = 0, u = 0, v = 0;
     const bool offset = format.levels == Levels::integer && format.zero == Zero::offset;
@@ -199,7 +215,7 @@ SliceScale refined(SliceScale scale, std::span<const float> values, std::span<co
       if (!(e > 0) || v == 0) break;
       next.scale = storable_scale(static_cast<float>(v / e), format.scale_type);
     }
-    const double error = slice_error(values, weights, next, format, 2);
+    const double error = search_error(values, weights, next, format, 2, least);
     if (!(error < least)) break;
     least = error;
     scale = next;
@@ -274,22 +290,18 @@ std::uint8_t nearest_level(Levels levels, float value) noexcept {
   }
 }
 
-namespace {
-float lowest_code(const SliceFormat& format) { return format.zero == Zero::restricted && format.search == Search::none ? 1.0F : 0.0F; }
-}  // namespace
-
 std::uint8_t encode(float value, const SliceScale& scale, const SliceFormat& format) noexcept {
   const float x = value / scale.scale;
   if (format.levels != Levels::integer) return nearest_level(format.levels, x);
   const auto most = static_cast<float>((1 << format.bits) - 1);
   // An integer zero point is added after rounding, as every format with one has it; only ties see the difference.
-  const float q = format.zero == Zero::offset ? std::nearbyint(x + scale.zero) : std::nearbyint(x) + scale.zero;
+  const float q = any_zero(format) ? std::nearbyint(x + scale.zero) : std::nearbyint(x) + scale.zero;
   const float lowest = lowest_code(format);
   return static_cast<std::uint8_t>(q > most ? most : q >= lowest ? q : lowest);
 }
 
 void encode_slice(std::span<const float> values, const SliceScale& scale, const SliceFormat& format, std::uint8_t* codes) {
-  if (format.levels == Levels::integer && format.zero != Zero::offset)
+  if (format.levels == Levels::integer && !any_zero(format))
     return math::round_to_codes(values, scale.scale, scale.zero, lowest_code(format), static_cast<float>((1 << format.bits) - 1), codes);
   for (std::size_t i = 0; i < values.size(); ++i) codes[i] = encode(values[i], scale, format);
 }

@@ -29,6 +29,7 @@ enum class Zero : std::uint8_t {
   centred,         ///< 2^(bits-1); scale = 2 absmax / (2^bits - 1), as GPTQ and compressed-tensors have it
   restricted,      ///< 2^(bits-1); scale = absmax / (2^(bits-1) - 1), the lowest code is not used
   signed_largest,  ///< 2^(bits-1); the value of largest magnitude is the lowest code, exactly
+  halfway,         ///< (2^bits - 1) / 2, between two codes: as many levels on one side as on the other, none at 0; scale as of `centred`
   affine,          ///< an integer in range; the range of the values, widened to hold 0
   offset,          ///< any number; the range of the values
 };

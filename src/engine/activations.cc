@@ -94,9 +94,14 @@ void Activations::embed(const std::function<model::Network&(const Batch&)>& with
 }
 
 void Activations::run(const Batch& batch, std::size_t layer, const model::BlockWeights& weights, std::span<float> rows, BlockTap* tap) {
+  run(batch, layer, weights, model::BlockStop::attention, model::BlockStop::end, rows, {}, {}, tap);
+}
+
+void Activations::run(const Batch& batch, std::size_t layer, const model::BlockWeights& weights, model::BlockStop from, model::BlockStop to,
+                      std::span<float> rows, std::span<const float> in, std::span<float> out, BlockTap* tap) {
   if (on_batch) on_batch(batch);
   if (tap != nullptr) tap->batch(batch.first_sequence, batch.num_sequences, batch.first_token);
-  network_->run_block(layer, weights, chunks(batch), rows, tap, batch.first_sequence);
+  network_->run_block(layer, weights, chunks(batch), from, to, rows, in, out, tap, batch.first_sequence);
 }
 
 void Activations::run(std::size_t layer, const model::BlockWeights& weights, Then then, BlockTap* tap) {

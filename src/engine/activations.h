@@ -66,6 +66,9 @@ class Activations {
   void write(const Batch& batch, std::span<const float> rows);
   /// Runs rows of a batch through a block, in place.
   void run(const Batch& batch, std::size_t layer, const model::BlockWeights& weights, std::span<float> rows, BlockTap* tap);
+  /// From one stop of the block to another; see model::Network.
+  void run(const Batch& batch, std::size_t layer, const model::BlockWeights& weights, model::BlockStop from, model::BlockStop to,
+           std::span<float> rows, std::span<const float> in, std::span<float> out, BlockTap* tap);
 
   /// Runs all batches through a block. Afterwards they are what the block gives, or what they were.
   enum class Then { advance, stay };

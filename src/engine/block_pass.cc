@@ -113,6 +113,43 @@ std::string activations_name(int layer, bool original) { return fmt::format("aft
 
 constexpr std::string_view kNotePrefix = "weft.note.";
 
+using model::BlockStop;
+
+/// Where a token meets what a linear layer reads.
+BlockStop stop_of(const InputPoint& point) {
+  switch (point.role) {
+    case model::Role::q:
+      return BlockStop::attention;
+    case model::Role::o:
+      return BlockStop::mixed;
+    case model::Role::down:
+    case model::Role::shared_down:
+      return BlockStop::inner;
+    default:
+      return BlockStop::feed_forward;
+  }
+}
+
+/// The stop behind which a tensor is first used.
+BlockStop first_use(const model::TensorSlot& slot) {
+  if (slot.role == model::Role::norm) {
+    switch (slot.site) {
+      case model::Site::attention_out:
+      case model::Site::attention_sum:
+        return BlockStop::mixed;
+      case model::Site::mlp_in:
+        return BlockStop::feed_forward;
+      case model::Site::mlp_out:
+      case model::Site::mlp_sum:
+        return BlockStop::inner;
+      default:
+        return BlockStop::attention;
+    }
+  }
+  const InputPoint point = input_point(slot.role, slot.expert);
+  return point.role == model::Role::unknown ? BlockStop::attention : stop_of(point);
+}
+
 }  // namespace
 
 std::shared_ptr<const Checkpoint> hold_tensors(std::vector<MadeTensor> tensors) { return std::make_shared<HeldTensors>(std::move(tensors)); }
@@ -263,6 +300,11 @@ void Block::set_values(std::string_view name, std::vector<float> values) {
                 "the statistics that they were computed from may be degenerate: more calibration text helps");
   changed_.insert_or_assign(std::string(name), std::move(values));
   now_.reset();
+  drop_behind(found);
+}
+
+void Block::drop_behind(const model::BlockTensor& tensor) {
+  if (held(Stream::changed).at > first_use(tensor.slot)) held(Stream::changed) = {};
 }
 
 LinearMatrix Block::matrix(std::string_view name, Stream stream) const {
@@ -288,6 +330,7 @@ void Block::reset(std::string_view name) {
   if (const auto found = changed_.find(name); found != changed_.end()) {
     changed_.erase(found);
     now_.reset();
+    drop_behind(tensor(name));
   }
 }
 
@@ -342,6 +385,71 @@ void Block::run(BlockTap& tap, Stream stream) {
   activations(stream).run(static_cast<std::size_t>(layer_), weights(stream), Activations::Then::stay, &tap);
 }
 
+class Block::Leg {
+ public:
+  enum class Then { forget, keep, advance };
+  /// from: a stop that the stream is held at, or the block's beginning.
+  Leg(Block& block, Stream stream, BlockStop from, BlockStop to, Then then)
+      : block_(block),
+        activations_(block.activations(stream)),
+        weights_(block.weights(stream)),
+        held_(block.held(stream)),
+        from_(from),
+        to_(to),
+        then_(then),
+        hidden_(static_cast<std::size_t>(block.pass_.network_.config().hidden)),
+        in_columns_(block.pass_.network_.stop_columns(weights_, from)),
+        out_columns_(block.pass_.network_.stop_columns(weights_, to)) {
+    if (then_ != Then::keep) return;
+    const std::size_t tokens = block.pass_.tokens_->num_tokens();
+    between_.resize(tokens * out_columns_);
+    if (to_ >= BlockStop::feed_forward && from_ < BlockStop::feed_forward) held_.x.resize(tokens * hidden_);
+  }
+
+  void run(const Activations::Batch& batch, BlockTap* tap) {
+    if (from_ >= BlockStop::feed_forward)
+      rows_.assign(held_.x.data() + batch.first_token * hidden_, held_.x.data() + (batch.first_token + batch.num_rows) * hidden_);
+    else
+      activations_.read(batch, rows_);
+    const bool keeps = then_ == Then::keep;
+    if (!keeps) spare_.resize(batch.num_rows * out_columns_);
+    const std::span<float> out =
+        keeps ? std::span(between_).subspan(batch.first_token * out_columns_, batch.num_rows * out_columns_) : std::span(spare_);
+    const auto in = std::span(std::as_const(held_.between));
+    activations_.run(batch, static_cast<std::size_t>(block_.layer_), weights_, from_, to_, rows_,
+                     in_columns_ == 0 ? std::span<const float>() : in.subspan(batch.first_token * in_columns_, batch.num_rows * in_columns_), out,
+                     tap);
+    if (keeps && to_ >= BlockStop::feed_forward) std::copy(rows_.begin(), rows_.end(), held_.x.data() + batch.first_token * hidden_);
+    if (then_ == Then::advance) activations_.write(batch, rows_);
+  }
+
+  /// Once all batches have run.
+  void finish() {
+    if (then_ == Then::advance) held_ = {};
+    if (then_ != Then::keep) return;
+    held_.at = to_;
+    held_.between = std::move(between_);
+  }
+
+  /// What keeping takes beside what is held already.
+  static std::uint64_t more_bytes(Block& block, Stream stream, BlockStop from, BlockStop to) {
+    const model::Network& network = block.pass_.network_;
+    const std::size_t hidden =
+        to >= BlockStop::feed_forward && from < BlockStop::feed_forward ? static_cast<std::size_t>(network.config().hidden) : 0;
+    return block.pass_.tokens_->num_tokens() * (network.stop_columns(block.weights(stream), to) + hidden) * sizeof(float);
+  }
+
+ private:
+  Block& block_;
+  Activations& activations_;
+  const model::BlockWeights& weights_;
+  Held& held_;
+  BlockStop from_, to_;
+  Then then_;
+  std::size_t hidden_, in_columns_, out_columns_;
+  std::vector<float> rows_, between_, spare_;
+};
+
 std::vector<InputStatistics> Block::statistics(const StatisticsRequest& request) {
   // Room for them, and names of what reads where.
   std::map<InputPoint, InputStatistics> expected;
@@ -363,24 +471,44 @@ std::vector<InputStatistics> Block::statistics(const StatisticsRequest& request)
                             format_size(pass_.budget_bytes_)),
                 {}, "raise it with --memory");
 
-  StatisticsTap tap(request, pass_.options_.allow_non_finite, pass_.network_.team());
+  // From the furthest stop that lies before all that is asked for to the last point.
   const auto layer = static_cast<std::size_t>(layer_);
-  if (!request.cross) {
-    activations(Stream::changed).run(layer, weights(Stream::changed), request.last ? Activations::Then::advance : Activations::Then::stay, &tap);
-  } else {
-    Activations& changed = activations(Stream::changed);
-    Activations& original = activations(Stream::original);
-    std::vector<float> rows;
-    for (const Activations::Batch& batch : changed.batches()) {
-      original.read(batch, rows);
-      original.run(batch, layer, weights(Stream::original), rows, &tap.recorder());
-      if (request.last) original.write(batch, rows);
-      changed.read(batch, rows);
-      changed.run(batch, layer, weights(Stream::changed), rows, &tap);
-      if (request.last) changed.write(batch, rows);
-    }
-    original_advanced_ = request.last;
+  BlockStop first = BlockStop::end, to = BlockStop::attention;
+  for (const auto& [point, own] : expected) {
+    first = std::min(first, stop_of(point));
+    to = std::max(to, stop_of(point));
   }
+  if (request.last || !pass_.network_.can_stop(layer, to)) to = BlockStop::end;
+  const std::vector<Stream> streams = request.cross ? std::vector<Stream>{Stream::original, Stream::changed} : std::vector<Stream>{Stream::changed};
+  std::uint64_t held_bytes = held(Stream::changed).size_bytes() + held(Stream::original).size_bytes();
+  if (needed + held_bytes > pass_.budget_bytes_) {
+    for (const Stream stream : {Stream::changed, Stream::original}) held(stream) = {};
+    held_bytes = 0;
+  }
+  StatisticsTap tap(request, pass_.options_.allow_non_finite, pass_.network_.team());
+  std::vector<Leg> legs;
+  for (const Stream stream : streams) {
+    const BlockStop from = held(stream).at <= first ? held(stream).at : BlockStop::attention;
+    Leg::Then then = request.last ? Leg::Then::advance : Leg::Then::forget;
+    if (to != BlockStop::end && to > from) {
+      if (from != held(stream).at) {
+        held_bytes -= held(stream).size_bytes();
+        held(stream) = {};
+      }
+      const std::uint64_t more = Leg::more_bytes(*this, stream, from, to);
+      if (needed + held_bytes + more <= pass_.budget_bytes_) {
+        then = Leg::Then::keep;
+        held_bytes += more;
+      }
+    }
+    legs.emplace_back(*this, stream, from, to, then);
+  }
+  for (const Activations::Batch& batch : batches()) {
+    if (request.cross) legs.front().run(batch, &tap.recorder());
+    legs.back().run(batch, &tap);
+  }
+  for (Leg& leg : legs) leg.finish();
+  if (request.cross) original_advanced_ = request.last;
   advanced_ = request.last;
 
   for (InputStatistics& seen : tap.finish()) {
@@ -419,7 +547,12 @@ void Block::note(std::string_view key, std::string value) { notes_.insert_or_ass
 
 void Block::advance() {
   const auto layer = static_cast<std::size_t>(layer_);
-  if (pass_.original_ && !original_advanced_) pass_.original_->run(layer, weights(Stream::original), Activations::Then::advance);
+  const auto go_on = [this](Stream stream) {
+    Leg leg(*this, stream, held(stream).at, BlockStop::end, Leg::Then::advance);
+    for (const Activations::Batch& batch : batches()) leg.run(batch, nullptr);
+    leg.finish();
+  };
+  if (pass_.original_ && !original_advanced_) go_on(Stream::original);
   original_.reset();
   if (advance_with_) {
     std::vector<float> rows;
@@ -430,7 +563,7 @@ void Block::advance() {
     }
     return;
   }
-  if (!advanced_) pass_.changed_->run(layer, weights(Stream::changed), Activations::Then::advance);
+  if (!advanced_) go_on(Stream::changed);
 }
 
 // ---- BlockPass

@@ -83,8 +83,10 @@ class Block {
   void reset(std::string_view name);
 
   /// Runs the block over all sequences with its weights as they are now and sums up what its linear layers read. Asking again after a change gives
-  /// what they read then. Errors: out_of_memory when the sums do not fit, with both numbers; corrupt for activations that are NaN or infinite, naming
-  /// layer and token.
+  /// what they read then. The block runs only as far as the furthest point that is asked for, and, where memory allows, the next look and what
+  /// follows the block go on from there if nothing before it has changed: asking for one point after another in the order of a token's way runs each
+  /// layer once. Errors: out_of_memory when the sums do not fit, with both numbers; corrupt for activations that are NaN or infinite, naming layer
+  /// and token.
   [[nodiscard]] std::vector<InputStatistics> statistics(const StatisticsRequest& request);
   /// Runs the block over all sequences for someone who looks: linear_input for each slice of rows, block_output for each batch.
   void run(BlockTap& tap, Stream stream = Stream::changed);
@@ -117,6 +119,19 @@ class Block {
   void may_change() const;
   void advance();
 
+  /// The activations of all sequences at a stop within the block.
+  struct Held {
+    model::BlockStop at = model::BlockStop::attention;
+    std::vector<float> x;        ///< from feed_forward on; before it, the block's input
+    std::vector<float> between;  ///< what the stop needs beside them
+    [[nodiscard]] std::uint64_t size_bytes() const noexcept { return (x.size() + between.size()) * sizeof(float); }
+  };
+  /// Runs one stream, batch by batch, from where it is held.
+  class Leg;
+  [[nodiscard]] Held& held(Stream stream) noexcept { return held_[stream == Stream::changed ? 0 : 1]; }
+  /// What a change of this tensor makes invalid is dropped.
+  void drop_behind(const model::BlockTensor& tensor);
+
   BlockPass& pass_;
   int layer_;
   std::vector<model::BlockTensor> tensors_;
@@ -124,6 +139,7 @@ class Block {
   std::unique_ptr<model::BlockWeights> now_, original_;             ///< read when needed
   std::function<const model::BlockWeights&(const Activations::Batch&)> advance_with_;
   bool advanced_ = false, original_advanced_ = false;  ///< the activations are behind this block already
+  Held held_[2];
   std::map<std::string, MadeTensor, std::less<>> made_;
   std::map<std::string, std::string> notes_;
 };

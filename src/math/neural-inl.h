@@ -335,8 +335,12 @@ void Activate(int activation, float* x, const float* up, std::size_t n) {
 
 void Softmax(float* x, std::size_t n) {
   const DF d;
-  float largest = x[0];
-  for (std::size_t i = 1; i < n; ++i) largest = x[i] > largest || x[i] != x[i] ? x[i] : largest;
+  // A NaN may be passed over here: the sum below is NaN for it, and all that is divided by it.
+  VF tops = hn::Set(d, x[0]);
+  std::size_t k = 0;
+  for (; k + kFloats <= n; k += kFloats) tops = hn::Max(tops, hn::LoadU(d, x + k));
+  float largest = hn::GetLane(hn::MaxOfLanes(d, tops));
+  for (; k < n; ++k) largest = x[k] > largest ? x[k] : largest;
   const VF top = hn::Set(d, largest);
   Map(x, x, n, [&](VF v, std::size_t, std::size_t) {
     const VF below = hn::Sub(v, top);

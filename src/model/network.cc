@@ -300,7 +300,8 @@ struct Network::State {
     NetworkTap* tap = nullptr;
   };
 
-  void attention(const BlockWeights& block, std::size_t layer, const Slice& slice, const Pass& pass, const float* input, float* out) {
+  /// What o reads: [rows, heads * dim], in the scratch.
+  const float* mix(const BlockWeights& block, std::size_t layer, const Slice& slice, const Pass& pass, const float* input) {
     const std::size_t rows = slice.num_rows;
     const auto heads = static_cast<std::size_t>(config.heads), kv_heads = static_cast<std::size_t>(config.kv_heads);
     const auto dim = static_cast<std::size_t>(config.head_dim);
@@ -341,8 +342,7 @@ struct Network::State {
       row += piece.num_tokens;
     }
     mixers[layer]->chunk(runs, team, pass.tap == nullptr ? nullptr : pass.tap->mixer(static_cast<int>(layer)));
-    tell(pass, layer, Role::o, -1, slice.first_row, mixed, rows, heads * dim);
-    apply(block.o, mixed, rows, out);
+    return mixed;
   }
 
   void tell(const Pass& pass, std::size_t layer, Role role, int expert, std::size_t first_row, const float* data, std::size_t rows,
@@ -350,8 +350,9 @@ struct Network::State {
     if (pass.tap != nullptr) pass.tap->linear_input(static_cast<int>(layer), role, expert, first_row, {data, rows, columns, columns});
   }
 
-  void feed_forward(const FeedForward& weights, bool gated, const float* input, std::size_t rows, float* out, const Pass& pass, std::size_t layer,
-                    int expert, std::size_t first_row, Role up, Role down) {
+  /// What down reads: [rows, inner] in the scratch, `weights.up.rows` floats apart.
+  const float* open_up(const FeedForward& weights, bool gated, const float* input, std::size_t rows, const Pass& pass, std::size_t layer, int expert,
+                       std::size_t first_row, Role up) {
     const std::size_t width = weights.up.rows;
     const std::size_t inner = weights.down.columns;
     float* hidden = grown(scratch.hidden, rows * width);
@@ -363,10 +364,18 @@ struct Network::State {
       else
         math::activate(config.activation, hidden + r * width, inner);
     });
-    if (pass.tap != nullptr) pass.tap->linear_input(static_cast<int>(layer), down, expert, first_row, {hidden, rows, inner, width});
+    return hidden;
+  }
+
+  void feed_forward(const FeedForward& weights, bool gated, const float* input, std::size_t rows, float* out, const Pass& pass, std::size_t layer,
+                    int expert, std::size_t first_row, Role up, Role down) {
+    const std::size_t width = weights.up.rows;
+    const float* hidden = open_up(weights, gated, input, rows, pass, layer, expert, first_row, up);
+    if (pass.tap != nullptr) pass.tap->linear_input(static_cast<int>(layer), down, expert, first_row, {hidden, rows, weights.down.columns, width});
     apply_linear(weights.down, hidden, width, rows, out, weights.down.rows, options.precision, team);
   }
 
+  /// out null: only tells what the router and the experts read.
   void mixture(const BlockWeights& block, std::size_t layer, const Slice& slice, const Pass& pass, const float* input, float* out) {
     const std::size_t rows = slice.num_rows;
     const auto hidden = static_cast<std::size_t>(config.hidden), num_experts = static_cast<std::size_t>(config.experts);
@@ -391,19 +400,27 @@ struct Network::State {
       for (std::size_t i = 0; i < chosen; ++i) sum += share[order[i]];
       for (std::size_t i = 0; i < chosen; ++i) of_expert[order[i]].push_back({r, config.renormalises ? share[order[i]] / sum : share[order[i]]});
     }
-    std::fill(out, out + rows * hidden, 0.0F);
+    if (out != nullptr) std::fill(out, out + rows * hidden, 0.0F);
     for (std::size_t e = 0; e < num_experts; ++e) {
       const std::vector<Assigned>& assigned = of_expert[e];
       if (assigned.empty()) continue;
       float* gathered = grown(scratch.gathered, assigned.size() * hidden);
-      float* answered = grown(scratch.expert_out, assigned.size() * hidden);
+      float* answered = out == nullptr ? nullptr : grown(scratch.expert_out, assigned.size() * hidden);
       for (std::size_t i = 0; i < assigned.size(); ++i) std::memcpy(gathered + i * hidden, input + assigned[i].row * hidden, hidden * sizeof(float));
+      if (out == nullptr) {
+        tell(pass, layer, Role::up, static_cast<int>(e), slice.first_row, gathered, assigned.size(), hidden);
+        continue;
+      }
       feed_forward(block.experts[e], block.gated, gathered, assigned.size(), answered, pass, layer, static_cast<int>(e), slice.first_row, Role::up,
                    Role::down);
       for (std::size_t i = 0; i < assigned.size(); ++i)
         math::add_scaled(assigned[i].weight, answered + i * hidden, out + assigned[i].row * hidden, hidden);
     }
     if (!block.shared.up.is_there()) return;
+    if (out == nullptr) {
+      tell(pass, layer, Role::shared_up, -1, slice.first_row, input, rows, hidden);
+      return;
+    }
     float* answered = grown(scratch.expert_out, rows * hidden);
     feed_forward(block.shared, true, input, rows, answered, pass, layer, -1, slice.first_row, Role::shared_up, Role::shared_down);
     float* gate = grown(scratch.router, rows);
@@ -412,8 +429,21 @@ struct Network::State {
     for (std::size_t r = 0; r < rows; ++r) math::add_scaled(gate[r], answered + r * hidden, out + r * hidden, hidden);
   }
 
-  void run_block(const BlockWeights& block, std::size_t layer, const Slice& slice, const Pass& pass, float* x) {
-    const auto hidden = static_cast<std::size_t>(config.hidden);
+  /// From one stop to another. in, out: what lies at the stops of a slice beside x.
+  struct Part {
+    BlockStop from, to;
+    const float* in;
+    float* out;
+  };
+  static constexpr Part kWhole = {BlockStop::attention, BlockStop::end, nullptr, nullptr};
+
+  [[nodiscard]] bool can_stop(std::size_t layer, BlockStop stop) const {
+    if (stop == BlockStop::end) return true;
+    return !config.parallel && (stop != BlockStop::inner || !config.layers[layer].experts);
+  }
+
+  void run_block(const BlockWeights& block, std::size_t layer, const Slice& slice, const Pass& pass, float* x, const Part& part) {
+    const auto hidden = static_cast<std::size_t>(config.hidden), inner = block.mlp.down.columns;
     const std::size_t rows = slice.num_rows;
     float* normed = grown(scratch.normed, rows * hidden);
     float* branch = grown(scratch.branch, rows * hidden);
@@ -432,10 +462,20 @@ struct Network::State {
       else
         feed_forward(block.mlp, block.gated, from, rows, to, pass, layer, -1, slice.first_row, Role::up, Role::down);
     };
+    const auto attention_out = [&](const float* mixed, std::size_t columns) {
+      tell(pass, layer, Role::o, -1, slice.first_row, mixed, rows, columns);
+      if (part.to == BlockStop::mixed) {
+        std::memcpy(part.out, mixed, rows * columns * sizeof(float));
+        return false;
+      }
+      apply(block.o, mixed, rows, branch);
+      behind(Site::attention_out, branch);
+      return true;
+    };
+    const std::size_t mixed_columns = static_cast<std::size_t>(config.heads) * static_cast<std::size_t>(config.head_dim);
 
-    attention(block, layer, slice, pass, before(Site::attention_in, x), branch);
-    behind(Site::attention_out, branch);
     if (config.parallel) {
+      attention_out(mix(block, layer, slice, pass, before(Site::attention_in, x)), mixed_columns);
       float* second = grown(scratch.branch2, rows * hidden);
       feed(before(Site::mlp_in, x), second);
       behind(Site::mlp_out, second);
@@ -443,9 +483,49 @@ struct Network::State {
       add(second);
       return;
     }
-    add(branch);
-    behind(Site::attention_sum, x);
-    feed(before(Site::mlp_in, x), branch);
+
+    if (part.from <= BlockStop::mixed) {
+      const float* mixed = part.in;
+      if (part.from == BlockStop::attention) {
+        const float* input = before(Site::attention_in, x);
+        if (part.to == BlockStop::attention) {
+          tell(pass, layer, Role::q, -1, slice.first_row, input, rows, hidden);
+          return;
+        }
+        mixed = mix(block, layer, slice, pass, input);
+      }
+      if (!attention_out(mixed, mixed_columns)) return;
+      add(branch);
+      behind(Site::attention_sum, x);
+    }
+    if (part.from == BlockStop::inner || part.to == BlockStop::inner) {
+      // As open_up() leaves it, so that the product is the same, bit for bit.
+      const std::size_t width = block.mlp.up.rows;
+      const float* opened = nullptr;
+      if (part.from == BlockStop::inner) {
+        float* again = grown(scratch.hidden, rows * width);
+        for (std::size_t r = 0; r < rows; ++r) std::memcpy(again + r * width, part.in + r * inner, inner * sizeof(float));
+        opened = again;
+      } else {
+        opened = open_up(block.mlp, block.gated, before(Site::mlp_in, x), rows, pass, layer, -1, slice.first_row, Role::up);
+      }
+      if (pass.tap != nullptr) pass.tap->linear_input(static_cast<int>(layer), Role::down, -1, slice.first_row, {opened, rows, inner, width});
+      if (part.to == BlockStop::inner) {
+        for (std::size_t r = 0; r < rows; ++r) std::memcpy(part.out + r * inner, opened + r * width, inner * sizeof(float));
+        return;
+      }
+      apply_linear(block.mlp.down, opened, width, rows, branch, block.mlp.down.rows, options.precision, team);
+    } else {
+      const float* input = before(Site::mlp_in, x);
+      if (part.to == BlockStop::feed_forward) {
+        if (config.layers[layer].experts)
+          mixture(block, layer, slice, pass, input, nullptr);
+        else
+          tell(pass, layer, Role::up, -1, slice.first_row, input, rows, hidden);
+        return;
+      }
+      feed(input, branch);
+    }
     behind(Site::mlp_out, branch);
     add(branch);
     behind(Site::mlp_sum, x);
@@ -474,12 +554,14 @@ struct Network::State {
     return all;
   }
 
-  void check_finite(std::span<const float> x, std::span<const TokenChunk> chunks, int layer, std::size_t first_sequence = 0) const {
+  /// columns: of a row; 0: the hidden size.
+  void check_finite(std::span<const float> x, std::span<const TokenChunk> chunks, int layer, std::size_t first_sequence = 0,
+                    std::size_t columns = 0) const {
     if (options.allow_non_finite || math::count_non_finite(x) == 0) return;
-    const auto hidden = static_cast<std::size_t>(config.hidden);
+    if (columns == 0) columns = static_cast<std::size_t>(config.hidden);
     std::size_t first = 0;
     while (std::isfinite(x[first])) ++first;
-    std::size_t row = first / hidden, sequence = 0;
+    std::size_t row = first / columns, sequence = 0;
     while (row >= chunks[sequence].ids.size()) row -= chunks[sequence++].ids.size();
     const std::vector<std::string> names = reader->non_finite_tensors(layer);
     const std::string where = layer < 0 ? "the embedding" : fmt::format("layer {}", layer);
@@ -500,25 +582,38 @@ struct Network::State {
     return x;
   }
 
-  void run_one(std::size_t layer, const BlockWeights& block, std::span<const TokenChunk> chunks, std::span<float> x, NetworkTap* tap,
-               std::size_t first_sequence) {
+  [[nodiscard]] std::size_t stop_columns(const BlockWeights& block, BlockStop stop) const {
+    return stop == BlockStop::mixed   ? static_cast<std::size_t>(config.heads) * static_cast<std::size_t>(config.head_dim)
+           : stop == BlockStop::inner ? block.mlp.down.columns
+                                      : 0;
+  }
+
+  void run_one(std::size_t layer, const BlockWeights& block, std::span<const TokenChunk> chunks, BlockStop from, BlockStop to, std::span<float> x,
+               std::span<const float> in, std::span<float> out, NetworkTap* tap, std::size_t first_sequence) {
+    WEFT_ASSERT(from <= to && can_stop(layer, from == BlockStop::attention ? BlockStop::end : from) && can_stop(layer, to));
     const auto hidden = static_cast<std::size_t>(config.hidden);
     const std::size_t num_rows = x.size() / hidden;
-    const std::vector<Turns> turned = turns(chunks, num_rows);
+    const std::size_t in_columns = stop_columns(block, from), out_columns = stop_columns(block, to);
+    WEFT_ASSERT(in.size() == num_rows * in_columns && out.size() == num_rows * out_columns);
+    const bool mixes = from == BlockStop::attention && to != BlockStop::attention;
+    const std::vector<Turns> turned = mixes ? turns(chunks, num_rows) : std::vector<Turns>{};
     Pass pass;
     pass.chunks = chunks;
     pass.turns = &turned;
     pass.tap = tap;
     std::vector<std::unique_ptr<SequenceState>> own;
-    for (std::size_t c = 0; c < chunks.size(); ++c) {
+    for (std::size_t c = 0; mixes && c < chunks.size(); ++c) {
       own.push_back(std::make_unique<SequenceState>());
       own.back()->layers_.resize(mixers.size());
       own.back()->layers_[layer] = mixers[layer]->new_state();
       pass.states.push_back(own.back().get());
     }
-    for (const Slice& slice : slices(chunks)) run_block(block, layer, slice, pass, x.data() + slice.first_row * hidden);
+    for (const Slice& slice : slices(chunks))
+      run_block(block, layer, slice, pass, x.data() + slice.first_row * hidden,
+                {from, to, in.data() + slice.first_row * in_columns, out.data() + slice.first_row * out_columns});
     check_finite(x, chunks, static_cast<int>(layer), first_sequence);
-    if (tap != nullptr) tap->block_output(static_cast<int>(layer), {x.data(), num_rows, hidden, hidden});
+    if (out_columns > 0) check_finite(out, chunks, static_cast<int>(layer), first_sequence, out_columns);
+    if (tap != nullptr && to == BlockStop::end) tap->block_output(static_cast<int>(layer), {x.data(), num_rows, hidden, hidden});
   }
 
   std::vector<float> run(const Network& network, std::span<const TokenChunk> chunks, NetworkTap* tap) {
@@ -546,7 +641,7 @@ struct Network::State {
       const BlockWeights& block = block_weights(layer);
       for (std::size_t c = 0; c < chunks.size(); ++c)
         if (chunks[c].state == nullptr) pass.states[c]->layers_[layer]->reserve(static_cast<std::int64_t>(chunks[c].ids.size()));
-      for (const Slice& slice : cut) run_block(block, layer, slice, pass, x.data() + slice.first_row * hidden);
+      for (const Slice& slice : cut) run_block(block, layer, slice, pass, x.data() + slice.first_row * hidden, kWhole);
       check_finite(x, chunks, static_cast<int>(layer));
       if (tap != nullptr) tap->block_output(static_cast<int>(layer), {x.data(), num_rows, hidden, hidden});
       // What nothing follows need not be remembered until the last layer is done.
@@ -629,8 +724,14 @@ std::vector<float> Network::embed(std::span<const TokenChunk> chunks, std::size_
 }
 void Network::run_block(std::size_t layer, const BlockWeights& weights, std::span<const TokenChunk> chunks, std::span<float> x, NetworkTap* tap,
                         std::size_t first_sequence) {
-  state_->run_one(layer, weights, chunks, x, tap, first_sequence);
+  state_->run_one(layer, weights, chunks, BlockStop::attention, BlockStop::end, x, {}, {}, tap, first_sequence);
 }
+void Network::run_block(std::size_t layer, const BlockWeights& weights, std::span<const TokenChunk> chunks, BlockStop from, BlockStop to,
+                        std::span<float> x, std::span<const float> in, std::span<float> out, NetworkTap* tap, std::size_t first_sequence) {
+  state_->run_one(layer, weights, chunks, from, to, x, in, out, tap, first_sequence);
+}
+bool Network::can_stop(std::size_t layer, BlockStop stop) const { return state_->can_stop(layer, stop); }
+std::size_t Network::stop_columns(const BlockWeights& weights, BlockStop stop) const { return state_->stop_columns(weights, stop); }
 BlockWeights Network::read_block(std::size_t layer, const Checkpoint* changed) { return state_->reader->block(layer, state_->team, changed); }
 std::vector<BlockTensor> Network::block_tensors(std::size_t layer) const { return state_->reader->block_tensors(layer); }
 std::uint64_t Network::block_bytes(std::size_t layer) const { return state_->reader->block_bytes(layer); }

@@ -63,6 +63,10 @@ class NetworkTap {
   virtual MixerTap* mixer(int layer);
 };
 
+/// Where a block can be left and taken up again: what the layers there read is told, and they have not run. Beside x, which is the block's input up
+/// to `mixed` and what the feed-forward part is added to from `feed_forward` on, `mixed` needs what o reads and `inner` what down reads.
+enum class BlockStop : std::uint8_t { attention, mixed, feed_forward, inner, end };
+
 class Network {
  public:
   /// Errors: those of NetworkConfig and WeightReader; out_of_memory when not even one block fits, with both numbers.
@@ -101,6 +105,14 @@ class Network {
   /// Runs one block with the given weights, in place. Errors: corrupt as of run().
   void run_block(std::size_t layer, const BlockWeights& weights, std::span<const TokenChunk> chunks, std::span<float> x, NetworkTap* tap = nullptr,
                  std::size_t first_sequence = 0);
+  /// The part of a block between two stops. in, out: [tokens, stop_columns()] of what `from` and `to` need beside x. The parts give what the whole
+  /// does, bit for bit.
+  void run_block(std::size_t layer, const BlockWeights& weights, std::span<const TokenChunk> chunks, BlockStop from, BlockStop to, std::span<float> x,
+                 std::span<const float> in, std::span<float> out, NetworkTap* tap = nullptr, std::size_t first_sequence = 0);
+  /// `end` always; none before it where attention and feed-forward read the same, no `inner` of experts.
+  [[nodiscard]] bool can_stop(std::size_t layer, BlockStop stop) const;
+  /// 0 for stops that x is enough for.
+  [[nodiscard]] std::size_t stop_columns(const BlockWeights& weights, BlockStop stop) const;
   /// The weights of a block: changed tensors from there, the others from the model.
   [[nodiscard]] BlockWeights read_block(std::size_t layer, const Checkpoint* changed = nullptr);
   [[nodiscard]] std::vector<BlockTensor> block_tensors(std::size_t layer) const;

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "math/lapack.h"
+
 namespace weft::quantize {
 namespace {
 
@@ -80,41 +82,57 @@ std::vector<float> smooth_scales(std::span<const Reader> readers, std::int64_t c
 
 void clip_groups(std::span<float> weights, std::int64_t rows, std::int64_t columns, std::span<const double> gram, const SolverOptions& options) {
   constexpr int kSteps = 10;
+  constexpr std::int64_t kRows = 64;
   const std::int64_t group = options.group <= 0 || options.group > columns ? columns : options.group;
-  std::vector<float> clipped, difference;
-  std::vector<double> own;
+  std::vector<float> clipped;
+  std::vector<double> difference, product;
+  struct Best {
+    float largest = 0, limit = 0;
+    double least = 0;
+  };
+  std::vector<Best> best;
   for (std::int64_t first = 0; first < columns; first += group) {
     const std::int64_t width = std::min(group, columns - first);
-    own.resize(static_cast<std::size_t>(width * width));
-    for (std::int64_t i = 0; i < width; ++i)
-      for (std::int64_t j = 0; j < width; ++j)
-        own[static_cast<std::size_t>(i * width + j)] = gram[static_cast<std::size_t>((first + i) * columns + first + j)];
-    for (std::int64_t r = 0; r < rows; ++r) {
-      const auto slice = weights.subspan(static_cast<std::size_t>(r * columns + first), static_cast<std::size_t>(width));
-      float largest = 0;
-      for (const float value : slice) largest = std::max(largest, std::fabs(value));
-      if (largest == 0) continue;
-      float best_limit = largest;
-      double least = 0;
+    for (std::int64_t top = 0; top < rows; top += kRows) {
+      const std::int64_t count = std::min(kRows, rows - top);
+      const auto slice_of = [&](std::int64_t r) {
+        return weights.subspan(static_cast<std::size_t>((top + r) * columns + first), static_cast<std::size_t>(width));
+      };
+      best.assign(static_cast<std::size_t>(count), {});
+      for (std::int64_t r = 0; r < count; ++r) {
+        Best& own = best[static_cast<std::size_t>(r)];
+        for (const float value : slice_of(r)) own.largest = std::max(own.largest, std::fabs(value));
+        own.limit = own.largest;
+      }
+      difference.resize(static_cast<std::size_t>(count * width));
+      product.resize(difference.size());
       for (int step = 0; step < kSteps; ++step) {
-        const float limit = largest * (1 - 0.05F * static_cast<float>(step));
-        clipped.assign(slice.begin(), slice.end());
-        for (float& value : clipped) value = std::clamp(value, -limit, limit);
-        const codec::SliceScale scale = codec::fit_slice(clipped, {}, options.format);
-        difference.resize(clipped.size());
-        for (std::size_t i = 0; i < clipped.size(); ++i) difference[i] = codec::round_trip(clipped[i], scale, options.format) - slice[i];
-        double loss = 0;
-        for (std::size_t i = 0; i < difference.size(); ++i) {
-          double sum = 0;
-          for (std::size_t j = 0; j < difference.size(); ++j) sum += own[i * difference.size() + j] * difference[j];
-          loss += sum * difference[i];
+        for (std::int64_t r = 0; r < count; ++r) {
+          const auto slice = slice_of(r);
+          const float limit = best[static_cast<std::size_t>(r)].largest * (1 - 0.05F * static_cast<float>(step));
+          clipped.assign(slice.begin(), slice.end());
+          for (float& value : clipped) value = std::clamp(value, -limit, limit);
+          const codec::SliceScale scale = codec::fit_slice(clipped, {}, options.format);
+          double* own = difference.data() + r * width;
+          for (std::size_t i = 0; i < clipped.size(); ++i)
+            own[i] = static_cast<double>(codec::round_trip(clipped[i], scale, options.format) - slice[i]);
         }
-        if (step == 0 || loss < least) {
-          least = loss;
-          best_limit = limit;
+        math::gemm(math::Transpose::no, math::Transpose::no, count, width, width, 1.0, difference.data(), width,
+                   gram.data() + first * columns + first, columns, 0.0, product.data(), width);
+        for (std::int64_t r = 0; r < count; ++r) {
+          double loss = 0;
+          for (std::int64_t i = r * width; i < (r + 1) * width; ++i)
+            loss += difference[static_cast<std::size_t>(i)] * product[static_cast<std::size_t>(i)];
+          Best& own = best[static_cast<std::size_t>(r)];
+          if (step > 0 && !(loss < own.least)) continue;
+          own.least = loss;
+          own.limit = own.largest * (1 - 0.05F * static_cast<float>(step));
         }
       }
-      for (float& value : slice) value = std::clamp(value, -best_limit, best_limit);
+      for (std::int64_t r = 0; r < count; ++r) {
+        const float limit = best[static_cast<std::size_t>(r)].limit;
+        for (float& value : slice_of(r)) value = std::clamp(value, -limit, limit);
+      }
     }
   }
 }

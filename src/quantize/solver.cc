@@ -14,6 +14,9 @@ using codec::QuantizedLinear;
 using codec::SliceFormat;
 using codec::SliceScale;
 
+/// Columns within a block whose effect on each other is added one by one.
+constexpr std::int64_t kNearColumns = 16;
+
 std::int64_t group_of(const SolverOptions& options, std::int64_t columns) {
   return options.group <= 0 || options.group > columns ? columns : options.group;
 }
@@ -27,7 +30,8 @@ QuantizedLinear empty_linear(std::int64_t rows, std::int64_t columns, const Solv
   out.group = group_of(options, columns);
   out.scale_type = options.format.scale_type;
   const bool integers = out.levels == Levels::integer;
-  out.symmetric = integers && options.format.zero != codec::Zero::affine && options.format.zero != codec::Zero::offset;
+  out.symmetric = integers && options.format.zero != codec::Zero::affine && options.format.zero != codec::Zero::offset &&
+                  options.format.zero != codec::Zero::halfway;
   out.codes.resize(static_cast<std::size_t>(rows * columns));
   out.scales.resize(static_cast<std::size_t>(rows * out.num_groups()));
   if (integers) out.zeros.resize(out.scales.size());
@@ -90,11 +94,10 @@ Factor factorise(std::span<const double> gram, std::int64_t columns, const Solve
   Factor factor;
   factor.dead.resize(n);
   factor.diagonal.resize(n);
-  std::vector<double> matrix(gram.begin(), gram.end());
   double mean = 0;
   bool finite = true;
   for (std::size_t i = 0; i < n; ++i) {
-    double& own = matrix[i * n + i];
+    const double own = gram[i * n + i];
     finite = finite && std::isfinite(own);
     factor.diagonal[i] = static_cast<float>(own);
     factor.dead[i] = !(own > 0);
@@ -108,30 +111,33 @@ Factor factorise(std::span<const double> gram, std::int64_t columns, const Solve
     });
   if (!finite || !(mean > 0) || !std::isfinite(mean)) return factor;
   mean /= static_cast<double>(n);
-  for (std::size_t i = 0; i < n; ++i)
-    if (factor.dead[i]) matrix[i * n + i] = mean;
-
-  const std::vector<double> in_order = ordered(matrix, columns, factor.order);
   constexpr double kMostDamping = 1000;
   for (double damping = std::max(options.damping, 0.0); damping <= kMostDamping; damping = damping > 0 ? damping * 10 : 1e-6) {
     // With both axes turned round, the lower factor L of H is an upper one, and so is its inverse: H^-1 = U^T U without inverting H.
-    std::vector<double> turned(n * n);
-    for (std::size_t i = 0; i < n; ++i)
-      for (std::size_t j = 0; j < n; ++j) turned[i * n + j] = in_order[(n - 1 - i) * n + (n - 1 - j)] + (i == j ? damping * mean : 0);
+    std::vector<double>& turned = factor.upper;
+    turned.resize(n * n);
+    for (std::size_t i = 0; i < n; ++i) {
+      const auto row = static_cast<std::size_t>(factor.order[n - 1 - i]);
+      for (std::size_t j = 0; j <= i; ++j) turned[i * n + j] = gram[row * n + static_cast<std::size_t>(factor.order[n - 1 - j])];
+      double& own = turned[i * n + i];
+      own = (factor.dead[row] ? mean : own) + damping * mean;
+    }
     if (!math::cholesky(turned, columns) || !math::invert_lower(turned, columns)) continue;
-    factor.upper.assign(n * n, 0);
+    std::reverse(turned.begin(), turned.end());
     bool good = true;
     for (std::size_t i = 0; i < n; ++i) {
-      for (std::size_t j = i; j < n; ++j) {
-        const double value = turned[(n - 1 - i) * n + (n - 1 - j)];
-        factor.upper[i * n + j] = value;
-        good = good && std::isfinite(value);
-      }
-      good = good && factor.upper[i * n + i] > 0;
+      std::fill(turned.begin() + static_cast<std::ptrdiff_t>(i * n), turned.begin() + static_cast<std::ptrdiff_t>(i * n + i), 0.0);
+      for (std::size_t j = i; j < n; ++j) good = good && std::isfinite(turned[i * n + j]);
+      good = good && turned[i * n + i] > 0;
     }
     if (!good) continue;
     factor.damping = damping;
     factor.usable = true;
+    factor.importance = factor.diagonal;
+    for (std::size_t i = 0; options.leftover && i < n; ++i) {
+      const double own = turned[i * n + i];
+      factor.importance[static_cast<std::size_t>(factor.order[i])] = static_cast<float>(1 / (own * own));
+    }
     break;
   }
   if (!factor.usable || cross.empty() || (options.drift == 0 && options.residual == 0)) return factor;
@@ -142,7 +148,8 @@ Factor factorise(std::span<const double> gram, std::int64_t columns, const Solve
       if (factor.dead[static_cast<std::size_t>(factor.order[j])]) drift[i * n + j] = 0;
   if (options.drift != 0) factor.drift = projected(drift, factor.upper, columns, options.drift);
   if (options.residual != 0) {
-    for (std::size_t i = 0; i < drift.size(); ++i) drift[i] += in_order[i];
+    const std::vector<double> second = ordered(gram, columns, factor.order);
+    for (std::size_t i = 0; i < drift.size(); ++i) drift[i] += second[i];
     factor.residual = projected(drift, factor.upper, columns, options.residual);
   }
   return factor;
@@ -184,16 +191,28 @@ void compensate_rows(std::span<const float> weights, const Factor& factor, const
       for (std::int64_t g = 0; g < out.num_groups(); ++g)
         fit(r, g, [&](std::int64_t c) {
           slice.push_back(factor.dead[static_cast<std::size_t>(c)] ? 0.0F : weights[static_cast<std::size_t>(r * n + c)]);
-          importance.push_back(factor.diagonal[static_cast<std::size_t>(c)]);
+          importance.push_back(factor.importance[static_cast<std::size_t>(c)]);
         });
   }
   // Blocks end where groups begin, so that no group is fitted to weights that an error has still to reach.
   std::int64_t step = std::max<std::int64_t>(1, options.block);
   if (!fixed_scales) step = out.group >= step ? out.group : step / out.group * out.group;
+  const std::int64_t small = fixed_scales || out.group % kNearColumns == 0 || kNearColumns % out.group == 0 ? kNearColumns : step;
   const bool drifts = !factor.drift.empty(), has_residual = !factor.residual.empty();
   std::vector<double> errors(static_cast<std::size_t>(step) * num_rows), before, residual;
   if (drifts) before.resize(errors.size());
   if (has_residual) residual.resize(errors.size());
+  // What the errors of columns [from, to) of the block at `begin` do to columns [first_column, last_column).
+  const auto follow = [&](std::int64_t from, std::int64_t to, std::int64_t begin, std::int64_t first_column, std::int64_t last_column) {
+    const auto add = [&](double share, const std::vector<double>& matrix, const std::vector<double>& values) {
+      math::gemm(math::Transpose::yes, math::Transpose::no, last_column - first_column, count, to - from, share,
+                 matrix.data() + from * n + first_column, n, values.data() + (from - begin) * count, count, 1.0, work.data() + first_column * count,
+                 count);
+    };
+    add(-1, factor.upper, errors);
+    if (drifts) add(1, factor.drift, before);
+    if (has_residual) add(1, factor.residual, residual);
+  };
   for (std::int64_t begin = 0; begin < n; begin += step) {
     const std::int64_t end = std::min(n, begin + step);
     for (std::int64_t p = begin; p < end; ++p) {
@@ -204,7 +223,7 @@ void compensate_rows(std::span<const float> weights, const Factor& factor, const
         for (std::int64_t r = 0; r < count; ++r)
           fit(first + r, group, [&](std::int64_t c) {
             slice.push_back(static_cast<float>(work[static_cast<std::size_t>(c * count + r)]));
-            importance.push_back(factor.diagonal[static_cast<std::size_t>(factor.order[static_cast<std::size_t>(c)])]);
+            importance.push_back(factor.importance[static_cast<std::size_t>(factor.order[static_cast<std::size_t>(c)])]);
           });
       }
       const double* upper = factor.upper.data() + p * n;
@@ -219,7 +238,9 @@ void compensate_rows(std::span<const float> weights, const Factor& factor, const
         if (has_residual)
           residual[static_cast<std::size_t>((p - begin) * count + r)] = weights[static_cast<std::size_t>((first + r) * n + column)] - values[r];
       }
-      for (std::int64_t q = p + 1; q < end; ++q) {
+      // To the end of its small block at once; to the rest of the block when the small one is done, as products.
+      const std::int64_t near = std::min(end, begin + ((p - begin) / small + 1) * small);
+      for (std::int64_t q = p + 1; q < near; ++q) {
         double* next = work.data() + q * count;
         const double share = upper[q];
         for (std::int64_t r = 0; r < count; ++r) next[r] -= error[r] * share;
@@ -234,16 +255,10 @@ void compensate_rows(std::span<const float> weights, const Factor& factor, const
           for (std::int64_t r = 0; r < count; ++r) next[r] += w[r] * term;
         }
       }
+      if (p + 1 == near && near < end) follow(begin + (p - begin) / small * small, near, begin, near, end);
     }
     if (end == n) break;
-    // What the block's errors do to all that follows.
-    const auto follow = [&](double share, const std::vector<double>& matrix, const std::vector<double>& values) {
-      math::gemm(math::Transpose::yes, math::Transpose::no, n - end, count, end - begin, share, matrix.data() + begin * n + end, n, values.data(),
-                 count, 1.0, work.data() + end * count, count);
-    };
-    follow(-1, factor.upper, errors);
-    if (drifts) follow(1, factor.drift, before);
-    if (has_residual) follow(1, factor.residual, residual);
+    follow(begin, end, begin, end, n);
   }
 }
 

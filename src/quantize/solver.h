@@ -21,6 +21,9 @@ struct SolverOptions {
   /// as they are worked on, with scales from what is left of them then.
   bool static_groups = true;
   double damping = 0.01;     ///< of the mean of H's diagonal
+  /// What an error of a column counts when scales are searched: by H's diagonal, or by what is left of it once the columns that follow have made good
+  /// what they can.
+  bool leftover = false;
   std::int64_t block = 128;  ///< columns whose effect on the rest is added up; changes speed only
   /// Shares of the two terms for inputs that have drifted away from those of the unchanged model; need `cross`.
   double drift = 0, residual = 0;
@@ -35,6 +38,7 @@ struct Factor {
   std::vector<std::int64_t> order;      ///< column at each position
   std::vector<double> upper;            ///< U, with the inverse of H (ordered, damped) = U^T U
   std::vector<float> diagonal;          ///< of H, by column
+  std::vector<float> importance;        ///< of an error, by column
   std::vector<bool> dead;               ///< by column: never anything but 0 is read there
   std::vector<double> drift, residual;  ///< the two terms, strictly above the diagonal, ordered; empty: none
   double damping = 0;                   ///< that it took
