@@ -101,10 +101,16 @@ Json evaluated(const Arguments& arguments, const QuantizeReport& report, Console
   for (const TextScore& text : scores.texts) {
     const Closeness closeness = text.closeness.value_or(Closeness{});
     const double before = std::exp(text.nll_per_token - closeness.delta_nll);
+    Json::Array windows;  // beside those of another run of the same text, they tell a difference from chance
+    for (const double nll : text.window_nll) windows.emplace_back(nll);
     if (prints)
-      std::printf("  %s\n", fmt::format("{}: perplexity {:.4f}, before {:.4f}, divergence {:.5f} nats, {:.1f} % the same first choice",
-                                        printable(text.file.string()), text.perplexity, before, closeness.kl_mean, 100 * closeness.top1_agreement)
-                                .c_str());
+      std::printf(
+          "  %s\n",
+          fmt::format("{}: perplexity {:.4f}, before {:.4f} ({:+.5f} nats a token, 95 % {:+.5f} to {:+.5f}), divergence {:.5f} nats, {:.1f} % the "
+                      "same first choice",
+                      printable(text.file.string()), text.perplexity, before, closeness.delta_nll, closeness.delta_ci95[0], closeness.delta_ci95[1],
+                      closeness.kl_mean, 100 * closeness.top1_agreement)
+              .c_str());
     list.push_back(Json(Json::Object{{"file", Json(text.file.string())},
                                      {"perplexity", Json(text.perplexity)},
                                      {"original_perplexity", Json(before)},
@@ -112,6 +118,7 @@ Json evaluated(const Arguments& arguments, const QuantizeReport& report, Console
                                      {"delta_ci95", Json(Json::Array{Json(closeness.delta_ci95[0]), Json(closeness.delta_ci95[1])})},
                                      {"kl_mean", Json(closeness.kl_mean)},
                                      {"kl_p99", Json(closeness.kl_p99)},
+                                     {"window_nll", Json(std::move(windows))},
                                      {"top1_agreement", Json(closeness.top1_agreement)}}));
   }
   texts = scores.texts;

@@ -23,6 +23,11 @@ class ClipStep final : public LinearStep {
   [[nodiscard]] bool in_sequence() const override { return true; }
   void before_codes(LinearLayer& layer) override {
     if (layer.statistics == nullptr) return;
+    // As published: what a clipped query or key does to the scores is not seen in the layer's own outputs.
+    if (layer.block != nullptr) {
+      const model::Role role = layer.block->tensor(layer.target.name).slot.role;
+      if (role == model::Role::q || role == model::Role::k || role == model::Role::qkv) return;
+    }
     const std::int64_t columns = layer.target.columns;
     layer.for_each_slab([&](std::int64_t first, std::int64_t count) {
       const auto rows = std::span(layer.values).subspan(static_cast<std::size_t>(first * columns), static_cast<std::size_t>(count * columns));

@@ -82,6 +82,9 @@ void check_step_parameters(const LinearQuantizeOptions& options);
 // linear_compensation.cc
 [[nodiscard]] std::unique_ptr<LinearStep> make_gptq_step(const LinearPlan& plan);
 [[nodiscard]] std::unique_ptr<LinearStep> make_gptaq_step(const LinearPlan& plan);
+// linear_refinement.cc
+[[nodiscard]] std::unique_ptr<LinearStep> make_refine_step(const LinearPlan& plan);
+[[nodiscard]] std::unique_ptr<LinearStep> make_halfway_step(const LinearPlan& plan);
 // linear_scales.cc
 [[nodiscard]] std::unique_ptr<LinearStep> make_awq_step(const LinearPlan& plan);
 [[nodiscard]] std::unique_ptr<LinearStep> make_smooth_step(const LinearPlan& plan);
