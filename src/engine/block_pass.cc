@@ -471,6 +471,7 @@ std::vector<InputStatistics> Block::statistics(const StatisticsRequest& request)
                             format_size(pass_.budget_bytes_)),
                 {}, "raise it with --memory");
 
+  if (expected.empty() && !request.last) return {};
   // From the furthest stop that lies before all that is asked for to the last point.
   const auto layer = static_cast<std::size_t>(layer_);
   BlockStop first = BlockStop::end, to = BlockStop::attention;

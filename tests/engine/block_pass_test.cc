@@ -151,6 +151,53 @@ TEST(BlockPass, results_do_not_depend_on_threads_memory_or_whether_the_last_look
   }
 }
 
+TEST(BlockPass, looks_at_one_point_after_another_see_what_changes_before_them_made_whether_the_block_goes_on_or_runs_anew) {
+  const auto tokens = some_tokens(7, 200);
+  const std::vector<Role> way = {Role::q, Role::o, Role::up, Role::down};
+  const auto look = [&](bool goes_on, bool two_streams) {
+    BlockPassOptions options;
+    options.two_streams = two_streams;
+    RunningModel model(kModel, options);
+    BlockPass pass(model, tokens, options);
+    Gathered gathered;
+    (void)pass.run([&](Block& block) {
+      for (const Role role : way) {
+        if (!goes_on) {
+          // A change of the first norm that is taken back: nothing that was kept is of use any more.
+          for (const model::BlockTensor& tensor : block.tensors())
+            if (tensor.slot.role == Role::norm && tensor.slot.site == model::Site::attention_in) {
+              const std::vector<float> was = block.values(tensor.tensor->name);
+              block.set_values(tensor.tensor->name, was);
+            }
+        }
+        gathered.layers.push_back(block.statistics({.gram = true, .cross = two_streams, .points = {{role, -1}}}));
+        for (const std::string& name : gathered.layers.back().front().weights) {
+          LinearMatrix matrix = block.matrix(name);
+          for (float& value : matrix.values) value = std::round(value * 16) / 16;
+          block.set_matrix(name, matrix);
+        }
+      }
+      if (block.layer() + 1 == block.num_layers()) {
+        Everything everything;
+        block.run(everything);
+        gathered.last_output = everything.outputs;
+      }
+    });
+    return gathered;
+  };
+  for (const bool two_streams : {false, true}) {
+    const Gathered on = look(true, two_streams), anew = look(false, two_streams);
+    EXPECT_EQ(on.last_output, anew.last_output);
+    ASSERT_EQ(on.layers.size(), anew.layers.size());
+    for (std::size_t l = 0; l < on.layers.size(); ++l) {
+      ASSERT_EQ(on.layers[l].size(), 1U);
+      EXPECT_EQ(on.layers[l][0].num_tokens, tokens->num_tokens());
+      EXPECT_EQ(on.layers[l][0].gram, anew.layers[l][0].gram) << l;
+      EXPECT_EQ(on.layers[l][0].cross, anew.layers[l][0].cross) << l;
+    }
+  }
+}
+
 TEST(BlockPass, a_changed_block_flows_on_and_the_other_stream_does_not_see_it) {
   const auto tokens = some_tokens(4, 60);
   RunningModel model(kModel, {});

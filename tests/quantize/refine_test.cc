@@ -65,7 +65,7 @@ TEST(Refine, loses_less_than_compensation_left_and_then_no_single_code_loses_les
   for (const Zero zero : {Zero::centred, Zero::affine, Zero::offset})
     for (const std::int64_t group : {16, 20, 0})
       for (const bool is_static : {true, false}) {
-        SCOPED_TRACE(testing::Message() << static_cast<int>(zero) << ' ' << group << ' ' << is_static);
+        SCOPED_TRACE(::testing::Message() << static_cast<int>(zero) << ' ' << group << ' ' << is_static);
         SolverOptions options = options_of(2, zero, group);
         options.static_groups = is_static;
         const Factor factor = factorise(gram, kColumns, options);
