@@ -168,7 +168,7 @@ MultiMergeOptions library_options(const Arguments& arguments, Console& console) 
 int run_merge(const Arguments& arguments) {
   Console console(arguments.common);
   const MultiMergeOptions options = library_options(arguments, console);
-  if (!arguments.report.empty()) require_reports();
+  if (!arguments.report.empty()) require_reports(arguments.report, arguments.output);
   constexpr std::uint64_t kLargestConfig = 16'000'000;
   const std::string text = read_text_file(arguments.config, kLargestConfig);
   if (arguments.moe) {

@@ -236,7 +236,7 @@ int run_quantize(Arguments& arguments) {
       std::printf("%s\n", layer_line(options, layer).c_str());
       std::fflush(stdout);
     };
-  if (!arguments.report.empty()) require_reports(arguments.report);
+  if (!arguments.report.empty()) require_reports(arguments.report, arguments.output);
   const QuantizeReport report = quantize(arguments.model, arguments.output, options);
   Json::Object details = {{"layers", layers_json(report)}};
   if (report.linear_bits_per_weight > 0) details.emplace_back("linear_bits_per_weight", report.linear_bits_per_weight);

@@ -17,7 +17,8 @@ namespace weft {
 [[nodiscard]] WEFT_API bool can_write_reports() noexcept;
 /// Throws unsupported, saying what to install, when it cannot, and io where nothing can be written at output. To be called before work that
 /// takes long.
-WEFT_API void require_reports(const std::filesystem::path& output = {});
+/// A report inside of what a job makes (made_by_job) has its folder when that is done.
+WEFT_API void require_reports(const std::filesystem::path& output = {}, const std::filesystem::path& made_by_job = {});
 
 /// Each writes one HTML file that needs nothing beside itself: what stands out first, then tables and charts. An existing file is replaced.
 /// Errors: unsupported (see above); io.
