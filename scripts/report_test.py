@@ -197,6 +197,20 @@ class Reports(unittest.TestCase):
         self.assertNotEqual(self.browser.run("getComputedStyle(document.body).backgroundColor"), light)
         if self.screenshots:
             self.browser.screenshot(self.screenshots / "dark.png")
+        # What a printer gets: dark pages become white, and what cannot be pressed is gone.
+        self.browser.call("Emulation.setEmulatedMedia", media="print")
+        self.browser.run("window.dispatchEvent(new Event('beforeprint'))")
+        time.sleep(0.5)
+        self.assertEqual(self.browser.run("getComputedStyle(document.body).backgroundColor"), "rgb(255, 255, 255)")
+        self.assertEqual(self.browser.run("[...document.querySelectorAll('.controls, nav, button.theme')].filter(e => e.offsetParent !== null).length"), 0)
+        # Charts too: their background is part of them.
+        charts = self.browser.run("[...document.querySelectorAll('figure svg')].map(s => getComputedStyle(s).backgroundColor)")
+        self.assertGreater(len(charts), 0)
+        self.assertEqual(set(charts), {"rgb(255, 255, 255)"})
+        if self.screenshots:
+            self.browser.screenshot(self.screenshots / "print.png")
+        self.browser.run("window.dispatchEvent(new Event('afterprint'))")
+        self.browser.call("Emulation.setEmulatedMedia", media="")
         pdf = base64.b64decode(self.browser.call("Page.printToPDF", printBackground=True)["data"])
         self.assertTrue(pdf.startswith(b"%PDF"))
         if self.screenshots:
@@ -206,6 +220,19 @@ class Reports(unittest.TestCase):
     def test_many_models_have_cosines_and_a_line_from_model_to_model(self):
         self.weft("measure", "models/tiny-german", "models/tiny-python", "--base", "models/tiny-base", "--report", self.folder / "set.html", "--quiet")
         self.open("set.html", 8)
+
+    def test_what_texts_show_is_drawn(self):
+        texts = []
+        for name in ("english", "german", "python"):
+            texts += ["--text", f"claims/text/{name}.txt"]
+        self.weft("measure", "models/tiny-base", *texts, "--window", "64", "--tokens", "256", "--what", "text,cka,language_geometry,clamp,importance,hessian,landscape",
+                  "--curvature", "tokens=128,steps=10,samples=2,points=9", "--report", self.folder / "text.html", "--quiet")
+        # Bytes, similarity, distances, map, tree, density, lines, plane.
+        self.open("text.html", 8)
+        titles = self.browser.run("[...document.querySelectorAll('h2')].map(h => h.textContent)")
+        for title in ("Map of texts", "Tree of texts", "Eigenvalues of the loss's Hessian", "Loss along lines", "Loss around the model", "Neurons held at a value", "Layers"):
+            self.assertIn(title, titles)
+        self.assertGreater(self.browser.run("[...document.querySelectorAll('section')].find(s => s.querySelector('h2').textContent === 'Loss around the model').querySelectorAll('.mark-rule line').length"), 10)
 
     def test_diff_and_merge_have_reports(self):
         self.weft("diff", "models/tiny-base", "models/tiny-german", "--report", self.folder / "diff.html", "--quiet")

@@ -3,13 +3,17 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <charconv>
 #include <cmath>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 
 #include "base/file.h"
 #include "base/text.h"
+#include "base/writable.h"
 #include "commands.h"
 #include "common.h"
 #include "result.h"
@@ -29,6 +33,8 @@ struct Arguments {
   WeightWatcherSettings weightwatcher;
   std::uint64_t window = 0;
   std::uint64_t tokens = MeasureOptions{}.max_tokens;
+  CurvatureSettings curvature;
+  std::vector<NeuronClamp> clamps;
 };
 
 // ---- JSON ----
@@ -96,6 +102,7 @@ Json report_json(const MeasureReport& report) {
                                           {"blocks", blocks_json(comparison.blocks)},
                                           {"total", measures_json(comparison.total)},
                                           {"skipped", texts_json(comparison.total.skipped)}});
+    if (!comparison.total.labels.empty()) comparisons.back().set("labels", texts_json(comparison.total.labels));
   }
   for (const MeasureFinding& finding : report.findings)
     findings.emplace_back(Json::Object{{"severity", Json(finding.severity)},
@@ -149,13 +156,27 @@ std::string csv_text(const MeasureReport& report) {
   return text;
 }
 
-void write_csv(const std::string& path, const MeasureReport& report) {
-  const std::string text = csv_text(report);
-  std::FILE* file = path == "-" ? stdout : std::fopen(path.c_str(), "we");
-  const bool written = file != nullptr && std::fwrite(text.data(), 1, text.size(), file) == text.size();
-  const bool closed = file == nullptr || file == stdout || std::fclose(file) == 0;
-  if (!written || !closed) throw Error(ErrorCode::io, "the table cannot be written", {.file = path});
-}
+/// The table's file, opened before the work: what cannot be written is told at once, and why. An existing file stays until there is something to put
+/// in its place.
+class CsvFile {
+ public:
+  explicit CsvFile(const std::string& path) : path_(path) {
+    if (path == "-") return;
+    require_writable(path, "table", "--csv");
+  }
+  void write(const MeasureReport& report) const {
+    const std::string text = csv_text(report);
+    std::FILE* file = path_ == "-" ? stdout : std::fopen(path_.c_str(), "we");
+    if (file == nullptr) throw path_error(errno, "write", path_);
+    const bool written = std::fwrite(text.data(), 1, text.size(), file) == text.size() && std::fflush(file) == 0;
+    const int reason = errno;
+    const bool closed = file == stdout || std::fclose(file) == 0;
+    if (!written || !closed) throw path_error(written ? errno : reason, "write", path_);
+  }
+
+ private:
+  std::string path_;
+};
 
 // ---- Text ----
 
@@ -194,6 +215,65 @@ struct Column {
 constexpr Column kColumns[] = {{"moments.variance", "variance"}, {"weibull.k", "Weibull k"},  {"ranks.stable_rank", "stable rank"},
                                {"powerlaw.alpha", "alpha"},      {"powerlaw.D", "D"},         {"mp.spikes", "spikes"},
                                {"ranks.spectral", "s_1"},        {"gated.mean.io", "mean io"}};
+
+/// "1.2 .. 3.4"
+std::string span_text(const Measures& measures, const std::string& prefix, std::size_t count) {
+  double least = 0, most = 0;
+  bool any = false;
+  for (std::size_t i = 0; i < count; ++i) {
+    const double* value = measures.find(fmt::format("{}{}", prefix, i));
+    if (value == nullptr) continue;
+    least = any ? std::min(least, *value) : *value;
+    most = any ? std::max(most, *value) : *value;
+    any = true;
+  }
+  return any ? short_number(least) + ".." + short_number(most) : "-";
+}
+
+/// How the loss curves around the model, and what holding neurons does.
+void print_surroundings(const MeasuredModel& model) {
+  const Measures& m = model.model;
+  const auto text_of = [&m](const char* name) {
+    const double* value = m.find(name);
+    return value == nullptr ? std::string("-") : short_number(*value);
+  };
+  if (m.find("hessian.largest") != nullptr) {
+    std::printf("  Hessian of the loss over %s tokens: largest eigenvalue %s, smallest %s (ratio %s)", text_of("hessian.tokens").c_str(),
+                text_of("hessian.largest").c_str(), text_of("hessian.smallest").c_str(), text_of("hessian.re").c_str());
+    if (m.find("hessian.trace") != nullptr)
+      std::printf(", trace %s, standard error %s", text_of("hessian.trace").c_str(), text_of("hessian.trace_error").c_str());
+    std::printf("\n");
+  }
+  Table table({Align::left, Align::right, Align::right, Align::right, Align::right});
+  table.header({"loss along", "range", "curvature", "ends over middle", "lowest at"});
+  bool any = false;
+  std::size_t points = 0;
+  while (m.find(fmt::format("landscape.positions.{}", points)) != nullptr) ++points;
+  for (const char* axis : {"random_0", "random_1", "hessian_0", "hessian_1"}) {
+    const std::string at = fmt::format("landscape.line.{}.", axis);
+    if (m.find(at + "curvature") == nullptr && m.find(at + "loss.0") == nullptr) continue;
+    any = true;
+    table.row({axis, span_text(m, at + "loss.", points), text_of((at + "curvature").c_str()), text_of((at + "rise").c_str()),
+               text_of((at + "lowest_at").c_str())});
+  }
+  if (any) table.print(stdout, 2);
+  if (m.find("clamp.count") == nullptr) return;
+  Table clamps({Align::right, Align::right, Align::right, Align::left, Align::right, Align::right, Align::right});
+  clamps.header({"layer", "neuron", "held at", "token", "its score", "log p", "held"});
+  const auto number = [&m](const std::string& name) {
+    const double* value = m.find(name);
+    return value == nullptr ? std::string("-") : short_number(*value);
+  };
+  for (int c = 0; m.find(fmt::format("clamp.{}.layer", c)) != nullptr; ++c) {
+    const std::string at = fmt::format("clamp.{}.", c);
+    std::string token = number(at + "token");
+    for (const auto& [name, text] : m.labels)
+      if (name == at + "token") token += " \"" + printable(text, 30) + "\"";
+    clamps.row(
+        {number(at + "layer"), number(at + "neuron"), number(at + "value"), token, number(at + "score"), number(at + "plain"), number(at + "held")});
+  }
+  clamps.print(stdout, 2);
+}
 
 /// What layers do with the text, and how far texts are from each other.
 void print_text(const MeasuredModel& model) {
@@ -248,6 +328,20 @@ void print_text(const MeasuredModel& model) {
     table.row(std::move(cells));
   }
   table.print(stdout, 2);
+  // The tree, from the nearest pair on.
+  const std::size_t n = texts.size();
+  std::vector<std::string> groups(n);
+  for (std::size_t i = 0; i < n; ++i) groups[i] = std::to_string(i + 1);
+  std::string tree;
+  for (std::size_t k = 0; k + 1 < n; ++k) {
+    const double* a = model.model.find(fmt::format("language_geometry.0.5.tree.{}.a", k));
+    const double* b = model.model.find(fmt::format("language_geometry.0.5.tree.{}.b", k));
+    const double* height = model.model.find(fmt::format("language_geometry.0.5.tree.{}.height", k));
+    if (a == nullptr || b == nullptr || height == nullptr) return;
+    groups.push_back("(" + groups[static_cast<std::size_t>(*a)] + " " + groups[static_cast<std::size_t>(*b)] + ")");
+    tree = fmt::format("nearest first: {}, the last two {:.3f} apart", groups.back(), *height);
+  }
+  std::printf("  %s\n", paint(stdout, Style::dim, tree).c_str());
 }
 
 void print_model(const MeasuredModel& model, const Arguments& arguments) {
@@ -255,9 +349,11 @@ void print_model(const MeasuredModel& model, const Arguments& arguments) {
     const double* value = model.model.find(name);
     return value == nullptr ? 0.0 : *value;
   };
-  std::printf("%s: %s parameters, %.0f tensors, %.0f matrices\n", paint(stdout, Style::bold, printable(model.path)).c_str(),
-              format_count(static_cast<std::uint64_t>(number("model.num_parameters"))).c_str(), number("model.num_tensors"),
-              number("model.num_matrices"));
+  std::printf("%s: %s parameters, %.0f tensors", paint(stdout, Style::bold, printable(model.path)).c_str(),
+              format_count(static_cast<std::uint64_t>(number("model.num_parameters"))).c_str(), number("model.num_tensors"));
+  // Where no spectrum was asked for, none is known to be a matrix.
+  if (number("model.num_matrices") > 0) std::printf(", %.0f matrices", number("model.num_matrices"));
+  std::printf("\n");
   // Kinds in the order in which they first appear; with --verbose every tensor is its own.
   std::vector<std::pair<std::string, std::vector<const MeasuredTensor*>>> kinds;
   for (const MeasuredTensor& tensor : model.tensors) {
@@ -286,6 +382,7 @@ void print_model(const MeasuredModel& model, const Arguments& arguments) {
   }
   table.print(stdout, 2);
   print_text(model);
+  print_surroundings(model);
   // What was done with what is no plain matrix, and why others were left out: each reason once.
   std::map<std::string, std::vector<std::string>> reasons;
   for (const MeasuredTensor& tensor : model.tensors) {
@@ -429,6 +526,25 @@ void print_trajectories(const MeasureReport& report) {
   }
 }
 
+/// Where each model stands in the loss landscape.
+void print_phases(const MeasureReport& report) {
+  Table table({Align::left, Align::left, Align::left, Align::right, Align::right, Align::right});
+  table.header({"phase", "model", "against", "loss", "connectivity", "similarity"});
+  bool any = false;
+  for (const ModelComparison& comparison : report.comparisons)
+    for (const auto& [name, phase] : comparison.total.labels) {
+      if (name != "phases.phase") continue;
+      any = true;
+      const auto number = [&comparison](const char* measure) { return short_number(total_of(comparison, measure)); };
+      table.row({phase, printable(comparison.models.front()), printable(comparison.base), number("phases.loss"), number("phases.connectivity"),
+                 number("phases.similarity")});
+    }
+  if (!any) return;
+  std::printf("\n%s\n",
+              paint(stdout, Style::bold, "phases: I, II large loss, III, IV small; I, III behind a barrier; IV-A unlike, IV-B alike").c_str());
+  table.print(stdout, 2);
+}
+
 void print_report(const MeasureReport& report, const Arguments& arguments) {
   const bool path = std::any_of(report.comparisons.begin(), report.comparisons.end(), [](const ModelComparison& c) { return c.kind == "path"; });
   if (path && report.models.size() > 2 && !arguments.common.verbose) {
@@ -444,6 +560,7 @@ void print_report(const MeasureReport& report, const Arguments& arguments) {
     if (comparison.kind == "set") print_set(comparison);
     if (comparison.kind == "widths") print_widths(comparison);
   }
+  print_phases(report);
   if (report.findings.empty()) return;
   std::printf("\n%s\n", paint(stdout, Style::bold, "findings").c_str());
   for (const MeasureFinding& finding : report.findings) {
@@ -483,6 +600,61 @@ WeightWatcherSettings weightwatcher_argument(const std::string& text) {
   return settings;
 }
 
+/// A whole number; refuses all else with what is allowed.
+std::uint64_t whole_number(const std::string& digits, const char* key, const char* advice) {
+  std::uint64_t value = 0;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
+  if (error != std::errc() || digits.empty() || end != digits.data() + digits.size())
+    throw Error(ErrorCode::invalid_argument, "'" + printable(digits) + "' is no whole number", {.key = key}, advice);
+  return value;
+}
+
+/// "steps=100,normalise=layer,plane=no"
+void curvature_argument(const std::string& text, CurvatureSettings& settings) {
+  constexpr const char* kAdvice = "there are: tokens=N, steps=N, runs=N, samples=N, points=N, plane=yes|no, normalise=none|weight|layer|filter|model";
+  for (std::size_t begin = 0; begin <= text.size();) {
+    const std::size_t end = std::min(text.find(',', begin), text.size());
+    const std::string setting = text.substr(begin, end - begin);
+    begin = end + 1;
+    if (setting.empty()) continue;
+    const std::size_t equals = std::min(setting.find('='), setting.size());
+    const std::string name = setting.substr(0, equals), value = setting.substr(std::min(equals + 1, setting.size()));
+    std::uint64_t* number = name == "tokens"    ? &settings.tokens
+                            : name == "steps"   ? &settings.steps
+                            : name == "runs"    ? &settings.runs
+                            : name == "samples" ? &settings.samples
+                            : name == "points"  ? &settings.points
+                                                : nullptr;
+    if (number != nullptr) {
+      *number = whole_number(value, "--curvature", kAdvice);
+    } else if (name == "plane" && (value == "yes" || value == "no")) {
+      settings.plane = value == "yes";
+    } else if (name == "normalise") {
+      settings.normalise = value;
+    } else {
+      throw Error(ErrorCode::invalid_argument, "'" + printable(setting) + "' says nothing about how to look at the loss", {.key = "--curvature"},
+                  kAdvice);
+    }
+  }
+}
+
+/// "3:100=-1.5": neuron 100 of layer 3.
+NeuronClamp clamp_argument(const std::string& text) {
+  constexpr const char* kAdvice = "write LAYER:NEURON=VALUE, as in 3:100=-1.5";
+  const std::size_t colon = text.find(':'), equals = text.find('=');
+  if (colon == std::string::npos || equals == std::string::npos || equals < colon)
+    throw Error(ErrorCode::invalid_argument, "'" + printable(text) + "' names no neuron and value", {.key = "--clamp"}, kAdvice);
+  NeuronClamp clamp;
+  clamp.layer = static_cast<int>(std::min<std::uint64_t>(whole_number(text.substr(0, colon), "--clamp", kAdvice), 1'000'000));
+  clamp.neuron = whole_number(text.substr(colon + 1, equals - colon - 1), "--clamp", kAdvice);
+  const char* first = text.data() + equals + 1;
+  const char* last = text.data() + text.size();
+  const auto [end, error] = std::from_chars(first, last, clamp.value);
+  if (error != std::errc() || end != last || first == last || !std::isfinite(clamp.value))
+    throw Error(ErrorCode::invalid_argument, "'" + printable(text) + "' ends in no finite number", {.key = "--clamp"}, kAdvice);
+  return clamp;
+}
+
 int run_measure(const Arguments& arguments) {
   Console console(arguments.common);
   MeasureOptions options;
@@ -493,10 +665,14 @@ int run_measure(const Arguments& arguments) {
   options.window = arguments.window;
   options.weightwatcher = arguments.weightwatcher;
   options.max_tokens = arguments.tokens;
+  options.curvature = arguments.curvature;
+  options.clamps = arguments.clamps;
   if (!arguments.report.empty()) require_reports(arguments.report);
+  std::optional<CsvFile> csv;
+  if (!arguments.csv.empty()) csv.emplace(arguments.csv);
   const MeasureReport report = measure_models(arguments.models, options);
   console.finish();
-  if (!arguments.csv.empty()) write_csv(arguments.csv, report);
+  if (csv) csv->write(report);
   if (!arguments.report.empty()) write_report(report, arguments.report);
   if (arguments.common.json) {
     print_json(report_json(report));
@@ -549,6 +725,16 @@ Command measure_command() {
       .custom({"--weightwatcher"}, "LIST", "settings of the group weightwatcher: min_evals=N, xmax=-K, fix_fingers=clip_xmax",
               [arguments](const std::string& list) { arguments->weightwatcher = weightwatcher_argument(list); })
       .default_text = "min_evals=8";
+  command
+      .custom({"--curvature"}, "LIST",
+              "how hessian and landscape look at the loss: tokens=N, steps=N (of Lanczos), runs=N, samples=N (of the trace), points=N (of a line), "
+              "plane=yes|no, normalise=none|weight|layer|filter|model",
+              [arguments](const std::string& list) { curvature_argument(list, arguments->curvature); })
+      .default_text = "tokens=1024,steps=30,runs=1,samples=10,points=21,plane=yes,normalise=filter";
+  Option& clamp = command.custom({"--clamp"}, "LAYER:NEURON=VALUE", "hold this input of the layer's down projection at a value (for the group clamp)",
+                                 [arguments](const std::string& neuron) { arguments->clamps.push_back(clamp_argument(neuron)); });
+  clamp.repeated = true;
+  clamp.default_text = "of each layer the neuron that decodes most clearly";
   command.path({"--csv"}, "OUT", arguments->csv, "write a table: a line for each tensor, a column for each measure (- for standard output)");
   command.path({"--report"}, "OUT.html", arguments->report, kReportHelp);
   command.number({"--seed"}, arguments->common.seed, "seed of random comparisons").default_text = "0";

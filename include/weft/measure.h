@@ -84,6 +84,24 @@ struct WeightWatcherSettings {
   bool clip_fingers = false;       ///< fix_fingers="clip_xmax"
 };
 
+/// How the loss is looked at around a model, for the groups `hessian` and `landscape`.
+struct CurvatureSettings {
+  std::uint64_t tokens = 1024;         ///< of the first text, in whole windows
+  std::uint64_t steps = 30;            ///< of Lanczos: two gradients each
+  std::uint64_t runs = 1;              ///< from different starts
+  std::uint64_t samples = 10;          ///< of the trace, at most: two gradients each; 0: no trace
+  std::uint64_t points = 21;           ///< of a line, odd; the plane has as many squared
+  bool plane = true;                   ///< also over two directions at once
+  std::string normalise = "filter";    ///< of random directions: "none", "weight", "layer", "filter", "model"
+};
+
+/// An input of a layer's down projection that is held at a value at every position.
+struct NeuronClamp {
+  int layer = 0;
+  std::uint64_t neuron = 0;
+  double value = 0;
+};
+
 struct MeasureOptions : JobOptions {
   std::string base;               ///< a model to compare with; empty: none
   std::vector<std::string> what;  ///< groups, or "all"; empty: all whose cost is bearable, by tensor
@@ -91,6 +109,8 @@ struct MeasureOptions : JobOptions {
   std::vector<std::filesystem::path> texts;  ///< run through the models, for the groups that need it; with several also the distances between them
   std::uint64_t window = 0;                  ///< tokens that are run together; 0: 256, or the model's context where that is shorter
   std::uint64_t max_tokens = 8192;           ///< of the first text
+  CurvatureSettings curvature;
+  std::vector<NeuronClamp> clamps;  ///< for the group `clamp`; empty: of each layer the neuron that decodes most clearly
 };
 
 struct MeasureReport {
@@ -110,7 +130,7 @@ struct MeasureReport {
 /// A group of measures that are made together.
 struct MeasurementDescription {
   std::string name;                ///< "weibull"
-  std::string pass;                ///< "elements", "spectrum", "matrix", "block", "pair", "set", "text"
+  std::string pass;                ///< "elements", "spectrum", "matrix", "block", "pair", "set", "text", "gradient"
   std::string summary;
   std::string source;              ///< paper or program whose definition this is
   std::string determinism;         ///< "A", "B", "C"

@@ -19,7 +19,9 @@
 #include "engine/split_tensors.h"
 #include "engine/units.h"
 #include "measure/activations.h"
+#include "measure/curvature.h"
 #include "measure/findings.h"
+#include "measure/phases.h"
 #include "measure/table.h"
 #include "weft/error.h"
 
@@ -213,14 +215,33 @@ void run_texts(const std::vector<std::unique_ptr<MeasuredInput>>& inputs, const 
   }
 }
 
+void check_curvature(const CurvatureSettings& settings) {
+  const auto refuse = [](const std::string& what, const char* advice) {
+    throw Error(ErrorCode::invalid_argument, what, {.key = "--curvature"}, advice);
+  };
+  if (settings.points < 3 || settings.points > 201 || settings.points % 2 == 0)
+    refuse(fmt::format("points={}: a line has an odd number of points from 3 to 201", settings.points), "the one in the middle is the model itself");
+  if (settings.steps < 2 || settings.steps > 1000)
+    refuse(fmt::format("steps={} is not from 2 to 1000", settings.steps), "30 show the largest eigenvalues");
+  if (settings.runs < 1 || settings.runs > 100)
+    refuse(fmt::format("runs={} is not from 1 to 100", settings.runs), "one is enough for the largest eigenvalues");
+  if (settings.samples > 10000) refuse(fmt::format("samples={} is more than 10000", settings.samples), "ten give the trace within some percent");
+  if (settings.tokens < 2) refuse(fmt::format("tokens={} predict nothing", settings.tokens), "some hundred show the loss");
+  if (!measure::normalisation_of(settings.normalise))
+    refuse("there is no normalisation called '" + printable(settings.normalise) + "'", "there are: none, weight, layer, filter, model");
+}
+
 }  // namespace
 
 MeasureReport measure_models(std::span<const std::string> models, const MeasureOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   const Selection selection(options.what);
-  if (const std::string_view named = selection.named(measure::Pass::text); !named.empty() && options.texts.empty())
+  std::string_view named = selection.named(measure::Pass::text);
+  if (named.empty()) named = selection.named(measure::Pass::gradient);
+  if (!named.empty() && options.texts.empty())
     throw Error(ErrorCode::invalid_argument, fmt::format("'{}' is what a model does with a text, and there is none", named), {.key = "--what"},
                 "give one with --text FILE");
+  check_curvature(options.curvature);
   MeasureReport report;
   std::vector<std::unique_ptr<MeasuredInput>> inputs;
   for (const std::string& model : models) inputs.push_back(std::make_unique<MeasuredInput>(engine::open_measured(model)));
@@ -309,7 +330,9 @@ MeasureReport measure_models(std::span<const std::string> models, const MeasureO
     if (selection.wants("word_rules")) find_word_rules(*inputs[m], report.models[m]);
     if (selection.wants("decoding")) engine::name_decoded_tokens(inputs[m]->written, report.models[m]);
   }
-  if (!options.texts.empty() && selection.wants_pass(measure::Pass::text)) run_texts(inputs, selection, options, report);
+  if (!options.texts.empty() && (selection.wants_pass(measure::Pass::text) || selection.wants_pass(measure::Pass::gradient)))
+    run_texts(inputs, selection, options, report);
+  if (!options.texts.empty() && selection.wants("phases")) measure::find_phases(report);
   if (selection.wants("scaling"))
     if (std::optional<ModelComparison> scaling = compare_widths(report.models, inputs)) report.comparisons.push_back(std::move(*scaling));
   report.findings = measure::find_findings(report);

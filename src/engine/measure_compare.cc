@@ -58,14 +58,14 @@ std::vector<int> blocks_of(const MeasuredInput& input) {
 }
 
 /// Nothing, and why, where the layer has no such neurons.
-std::optional<GatedLayer> gated_layer(const MeasuredInput& input, int block, std::string& reason) {
+std::optional<GatedLayer> gated_layer(const MeasuredInput& input, int block, std::string& reason, int expert = -1) {
   GatedLayer layer;
   layer.block = block;
-  layer.gate = input.find(Role::gate, block);
-  layer.up = input.find(Role::up, block);
-  layer.down = input.find(Role::down, block);
+  layer.gate = input.find(Role::gate, block, expert);
+  layer.up = input.find(Role::up, block, expert);
+  layer.down = input.find(Role::down, block, expert);
   if (layer.gate == nullptr) {
-    layer.gate = input.find(Role::gate_up, block);
+    layer.gate = input.find(Role::gate_up, block, expert);
     layer.up = nullptr;
     if (layer.gate != nullptr && layer.gate->shape.size() == 2 && layer.gate->shape[0] % 2 != 0) layer.gate = nullptr;
   } else if (layer.up == nullptr) {
@@ -74,7 +74,7 @@ std::optional<GatedLayer> gated_layer(const MeasuredInput& input, int block, std
   layer.norm = norm_before_mlp(input, block);
   const bool has_experts = input.find(Role::router, block) != nullptr;
   if (layer.gate == nullptr || layer.down == nullptr) {
-    reason = has_experts ? "a mixture of experts: their neurons are not classed" : "no gated feed-forward layer";
+    reason = has_experts ? "a mixture of experts, each of which is measured by itself where its matrices are" : "no gated feed-forward layer";
     return std::nullopt;
   }
   if (!is_plain_matrix(layer.gate) || !is_plain_matrix(layer.down) || (layer.up != nullptr && !is_plain_matrix(layer.up))) {
@@ -182,6 +182,60 @@ void decode_layer(const MeasuredInput& input, const TensorInfo& head_tensor, con
   (void)measure::measure_decoding(head.matrix(), down.matrix(), "down, unit rows", kShownOther, out);
 }
 
+/// head: null when nothing is to be decoded.
+void measure_layer(const MeasuredInput& input, const GatedLayer& layer, bool gated, const TensorInfo* head, std::uint64_t seed, Measures& out) {
+  const LoadedLayer loaded = load_layer(input, layer);
+  if (gated) {
+    if (all_finite(loaded.gate.values) && all_finite(loaded.up.values) && all_finite(loaded.down.values) && all_finite(loaded.gain)) {
+      measure::measure_gated(loaded.gate.matrix(), loaded.up.matrix(), loaded.down.matrix(), loaded.gain, out);
+    } else {
+      measure::skip_group(out, "gated", "non-finite");
+    }
+  }
+  if (head != nullptr) decode_layer(input, *head, loaded, seed, out);
+}
+
+/// The experts of a layer, one by one, as GROUP.experts.E.KEY.
+void add_expert_units(const MeasuredInput& input, int block, const Selection& selection, std::uint64_t seed, MeasuredBlock& out,
+                      std::vector<Unit>& units) {
+  const bool gated = selection.wants("gated"), decoding = selection.wants("decoding");
+  std::vector<GatedLayer> experts;
+  std::uint64_t elements = 0, size_bytes = 0;
+  std::string reason;
+  for (int e = 0;; ++e) {
+    const std::optional<GatedLayer> layer = gated_layer(input, block, reason, e);
+    if (!layer) break;
+    experts.push_back(*layer);
+    elements += layer->neurons() * layer->hidden();
+    size_bytes += layer->gate->size_bytes + layer->down->size_bytes;
+    // All are of one size: what is too much is seen by the first, without looking for the others.
+    if (selection.spares() && elements > kSparedElements) break;
+  }
+  if (experts.empty()) return;
+  const TensorInfo* head = usable_head(input, experts.front().hidden());
+  if (selection.spares() && (elements > kSparedElements || (decoding && head != nullptr && head->num_elements > kSparedElements))) {
+    for (const char* group : {"gated", "decoding"})
+      if (selection.wants(group))
+        out.measures.skipped.emplace_back(std::string(group) + ".experts", "costly for layers of this size: ask for it with --what gated,decoding");
+    return;
+  }
+  const TensorInfo* used = decoding ? head : nullptr;
+  units.push_back(
+      {fmt::format("experts of layer {}", block), layer_bytes(experts.front(), used), size_bytes, [&input, experts, gated, used, seed, &out] {
+         for (std::size_t e = 0; e < experts.size(); ++e) {
+           Measures own;
+           measure_layer(input, experts[e], gated, used, seed, own);
+           const auto named = [e](const std::string& name) {
+             const std::size_t dot = name.find('.');
+             return fmt::format("{}.experts.{}{}", name.substr(0, dot), e, dot == std::string::npos ? "" : name.substr(dot));
+           };
+           for (const auto& [name, value] : own.values) out.measures.values.emplace_back(named(name), value);
+           for (const auto& [name, text] : own.labels) out.measures.labels.emplace_back(named(name), text);
+           for (const auto& [name, text] : own.skipped) out.measures.skipped.emplace_back(named(name), text);
+         }
+       }});
+}
+
 }  // namespace
 
 void add_block_units(const MeasuredInput& input, const Selection& selection, std::uint64_t seed, MeasuredModel& out, std::vector<Unit>& units) {
@@ -199,22 +253,14 @@ void add_block_units(const MeasuredInput& input, const Selection& selection, std
     if (!reason.empty()) {
       for (const char* group : {"gated", "decoding"})
         if (selection.wants(group)) measure::skip_group(block.measures, group, reason);
+      if (!layer) add_expert_units(input, blocks[b], selection, seed, block, units);
       continue;
     }
     const bool gated = selection.wants("gated"), decoding = selection.wants("decoding");
     if (decoding && head == nullptr) measure::skip_group(block.measures, "decoding", "no head of the width of the layer");
     units.push_back({fmt::format("layer {}", blocks[b]), layer_bytes(*layer, decoding ? head : nullptr),
                      layer->gate->size_bytes + layer->down->size_bytes, [&input, layer = *layer, head, gated, decoding, seed, &block] {
-                       const LoadedLayer loaded = load_layer(input, layer);
-                       if (gated) {
-                         if (all_finite(loaded.gate.values) && all_finite(loaded.up.values) && all_finite(loaded.down.values) &&
-                             all_finite(loaded.gain)) {
-                           measure::measure_gated(loaded.gate.matrix(), loaded.up.matrix(), loaded.down.matrix(), loaded.gain, block.measures);
-                         } else {
-                           measure::skip_group(block.measures, "gated", "non-finite");
-                         }
-                       }
-                       if (decoding && head != nullptr) decode_layer(input, *head, loaded, seed, block.measures);
+                       measure_layer(input, layer, gated, decoding ? head : nullptr, seed, block.measures);
                      }});
   }
 }

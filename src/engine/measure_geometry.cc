@@ -8,6 +8,7 @@
 
 #include "engine/measure_layers.h"
 #include "measure/activations.h"
+#include "measure/distances.h"
 
 namespace weft::engine {
 namespace {
@@ -29,6 +30,25 @@ class NormTap final : public model::NetworkTap {
       for (std::size_t c = 0; c < rows.num_columns; ++c) sums[c] += static_cast<double>(rows.row(r)[c]) * static_cast<double>(rows.row(r)[c]);
   }
 };
+
+/// A map of the texts and the tree of their nearest, from Hamming distances.
+void put_pictures(const std::vector<std::uint64_t>& differ, double total, std::size_t n, const std::string& at, Measures& out) {
+  std::vector<double> distances(n * n);
+  for (std::size_t a = 0; a < n; ++a)
+    for (std::size_t b = 0; b < n; ++b) distances[a * n + b] = static_cast<double>(differ[std::min(a, b) * n + std::max(a, b)]) / total;
+  constexpr std::size_t kDimensions = 2;
+  const measure::Map map = measure::classical_map(distances, n, kDimensions);
+  for (std::size_t t = 0; t < n; ++t)
+    for (std::size_t d = 0; d < kDimensions; ++d) put(out, fmt::format("{}map.{}.{}", at, t, d), map.points[t * kDimensions + d]);
+  for (std::size_t d = 0; d < kDimensions; ++d) put(out, fmt::format("{}map_spread.{}", at, d), map.spread[d]);
+  const std::vector<measure::Merge> tree = measure::average_linkage(distances, n);
+  for (std::size_t k = 0; k < tree.size(); ++k) {
+    put(out, fmt::format("{}tree.{}.a", at, k), static_cast<double>(tree[k].a));
+    put(out, fmt::format("{}tree.{}.b", at, k), static_cast<double>(tree[k].b));
+    put(out, fmt::format("{}tree.{}.height", at, k), tree[k].height);
+    put(out, fmt::format("{}tree.{}.size", at, k), static_cast<double>(tree[k].size));
+  }
+}
 
 }  // namespace
 
@@ -79,7 +99,10 @@ void measure_geometry(RunningModel& running, const BlockWeights& weights, const 
       }
     }
     put(out.model, fmt::format("language_geometry.{}.elements", share), total);
+    put_pictures(differ, total, n, fmt::format("language_geometry.{}.", share), out.model);
   }
+  if (std::any_of(running.config().layers.begin(), running.config().layers.end(), [](const auto& layer) { return layer.experts; }))
+    out.model.skipped.emplace_back("language_geometry.experts", "routed experts are left out: not every text reaches each");
   for (std::size_t t = 0; t < n; ++t) out.model.labels.emplace_back(fmt::format("language_geometry.texts.{}", t), texts[t].name);
 }
 

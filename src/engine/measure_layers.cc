@@ -34,8 +34,11 @@ std::optional<Slot> slot_of(Role role) {
     case Role::gate:
     case Role::up:
     case Role::gate_up:
+    case Role::shared_gate:
+    case Role::shared_up:
       return kFeedForward;
     case Role::down:
+    case Role::shared_down:
       return kDown;
     default:
       return std::nullopt;
@@ -51,14 +54,21 @@ BlockWeights::BlockWeights(std::shared_ptr<const Checkpoint> checkpoint, const m
   for (const TensorInfo& tensor : checkpoint_->tensors()) {
     const Role role = input_.role(tensor.name);
     const int block = input_.block(tensor.name);
-    if (block < 0 || !slot_of(role) || input_.expert(tensor.name) >= 0 || tensor.shape.size() != 2 || !tensor.name.ends_with("weight")) continue;
+    if (block < 0 || !slot_of(role) || tensor.shape.size() != 2 || !tensor.name.ends_with("weight")) continue;
     if (!unreadable_reason(tensor).empty()) continue;
-    by_block_[block].emplace_back(&tensor, role);
+    by_block_[{block, input_.expert(tensor.name)}].emplace_back(&tensor, role);
   }
 }
 
-std::vector<std::pair<const TensorInfo*, Role>> BlockWeights::of(int block) const {
-  const auto found = by_block_.find(block);
+std::vector<std::pair<const TensorInfo*, Role>> BlockWeights::all_of(int block) const {
+  std::vector<std::pair<const TensorInfo*, Role>> all;
+  for (const auto& [place, tensors] : by_block_)
+    if (place.first == block) all.insert(all.end(), tensors.begin(), tensors.end());
+  return all;
+}
+
+std::vector<std::pair<const TensorInfo*, Role>> BlockWeights::of(int block, int expert) const {
+  const auto found = by_block_.find({block, expert});
   return found == by_block_.end() ? std::vector<std::pair<const TensorInfo*, Role>>{} : found->second;
 }
 

@@ -21,7 +21,7 @@ namespace weft::engine {
 /// The four places of a block where linear layers read.
 enum Slot : std::size_t { kAttention, kOutput, kFeedForward, kDown, kSlots };
 inline constexpr const char* kSlotNames[kSlots] = {"attn", "o", "mlp", "down"};
-/// Nothing for layers of other kinds.
+/// Nothing for layers of other kinds. A shared expert reads what a dense feed-forward layer would.
 [[nodiscard]] std::optional<Slot> slot_of(model::Role role);
 /// The same, and nothing for routed experts.
 [[nodiscard]] std::optional<Slot> dense_slot(model::Role role, int expert);
@@ -33,11 +33,14 @@ struct BlockWeight {
   [[nodiscard]] measure::Matrix matrix() const { return {values, rows, columns}; }
 };
 
-/// The dense linear weights of each block, by the names of the model that runs (for GGUF files Hugging Face's).
+/// The linear weights of each block, by the names of the model that runs (for GGUF files Hugging Face's).
 class BlockWeights {
  public:
   BlockWeights(std::shared_ptr<const Checkpoint> checkpoint, const model::Architecture* architecture);
-  [[nodiscard]] std::vector<std::pair<const TensorInfo*, model::Role>> of(int block) const;
+  /// Of all tokens; or of one routed expert.
+  [[nodiscard]] std::vector<std::pair<const TensorInfo*, model::Role>> of(int block, int expert = -1) const;
+  /// With those of all experts.
+  [[nodiscard]] std::vector<std::pair<const TensorInfo*, model::Role>> all_of(int block) const;
   /// in: how many channels it reads, which tells a transposed one where the names do not.
   [[nodiscard]] BlockWeight load(const TensorInfo& tensor, std::int64_t in) const;
   [[nodiscard]] bool is_transposed(const TensorInfo& tensor, std::int64_t in) const;
@@ -46,7 +49,7 @@ class BlockWeights {
  private:
   std::shared_ptr<const Checkpoint> checkpoint_;
   MeasuredInput input_;
-  std::map<int, std::vector<std::pair<const TensorInfo*, model::Role>>> by_block_;
+  std::map<std::pair<int, int>, std::vector<std::pair<const TensorInfo*, model::Role>>> by_block_;  // and expert
 };
 
 /// The report's entry of a layer, made when absent.
@@ -64,6 +67,10 @@ MeasuredBlock& block_of(MeasuredModel& model, int number);
 /// How a model is run that is measured: with half of the memory.
 [[nodiscard]] RunOptions run_options_of(const MeasureOptions& options);
 [[nodiscard]] std::size_t window_of(const RunningModel& running, const MeasureOptions& options);
+
+/// The group `clamp`.
+void measure_clamps(RunningModel& running, const BlockWeights& weights, const measure::Selection& selection, const MeasureOptions& options,
+                    std::span<const std::uint32_t> ids, std::size_t window, MeasuredModel& out);
 
 /// The group `super_weights`.
 void measure_super_weights(RunningModel& running, const BlockWeights& weights, const RunOptions& run_options, const measure::Selection& selection,

@@ -53,7 +53,7 @@ class SpikeTap final : public model::NetworkTap {
       }
     }
     for (const auto& [tensor, own] : weights_.of(layer)) {
-      if (own != Role::down) continue;
+      if (slot_of(own) != kDown) continue;
       const BlockWeight weight = weights_.load(*tensor, static_cast<std::int64_t>(d));
       if (weight.columns != static_cast<std::int64_t>(d)) continue;
       const std::vector<double> x(inputs_.begin(), inputs_.end());
@@ -107,7 +107,7 @@ class Ablated {
   }
   static std::optional<std::pair<const TensorInfo*, std::uint64_t>> find(const Place& place, const BlockWeights& weights) {
     for (const auto& [tensor, role] : weights.of(place.layer)) {
-      if (role != Role::down) continue;
+      if (slot_of(role) != kDown) continue;
       const bool turned = weights.is_transposed(*tensor, std::max(tensor->shape[0], tensor->shape[1]));
       const auto columns = static_cast<std::uint64_t>(tensor->shape[1]);
       return std::pair(tensor, turned ? place.column * columns + place.row : place.row * columns + place.column);
@@ -179,7 +179,7 @@ void measure_super_weights(RunningModel& running, const BlockWeights& weights, c
     in.push_back(spike.in);
     outs.push_back(spike.out);
   }
-  if (in.empty()) return measure::skip_group(out.model, "super_weights", "no dense down projection");
+  if (in.empty()) return measure::skip_group(out.model, "super_weights", "no down projection that all tokens pass through");
   put(out.model, "super_weights.count", static_cast<double>(found.size()));
   put(out.model, "super_weights.rounds", static_cast<double>(rounds));
   put(out.model, "super_weights.median.in", median(in));

@@ -52,6 +52,11 @@ TensorMeasurement::TensorMeasurement(const MeasuredInput& input, const TensorInf
       out.notes.push_back(fmt::format("a convolution: weightwatcher pools its {} slices [{}, {}]", tensor.shape[2] * tensor.shape[3], tensor.shape[0],
                                       tensor.shape[1]));
   }
+  if (role == model::Role::embed && tensor.shape.size() == 2 && input.config) {
+    const Json* tied = input.config->find("tie_word_embeddings");
+    if (tied != nullptr && tied->boolean() && *tied->boolean() && input.head() == &tensor)
+      out.notes.emplace_back("tied: it is also the head through which neurons are decoded");
+  }
   if (!tensor.stored_as.empty()) out.notes.push_back(fmt::format("stored as {} blocks: measured as their decoded values", tensor.stored_as));
   if (info(tensor.dtype).bits <= 8 && reason_.empty())
     out.notes.push_back(fmt::format("{} values are measured as stored: scales beside them are not applied", to_string(tensor.dtype)));
@@ -98,8 +103,13 @@ void TensorMeasurement::run() {
     return;
   }
   read();
+  add_notes();
   if (wants_spectrum_) {
-    const char* reason = !summary_.finite ? "non-finite" : summary_.zero ? "zero tensor" : !is_matrix() ? "vector" : nullptr;
+    const char* reason = !summary_.finite            ? "non-finite"
+                         : tensor_.num_elements == 0 ? "empty"
+                         : summary_.zero             ? "zero tensor"
+                         : !is_matrix()              ? "vector"
+                                                     : nullptr;
     if (reason == nullptr) {
       measure_matrix();
     } else {
@@ -111,6 +121,21 @@ void TensorMeasurement::run() {
   }
   matrix_ = {};
   gram_ = {};
+}
+
+/// What is unusual about the elements, in words.
+void TensorMeasurement::add_notes() {
+  const auto number = [this](const char* name) {
+    const double* value = out_.measures.find(name);
+    return value == nullptr ? std::numeric_limits<double>::quiet_NaN() : *value;
+  };
+  if (const double bad = number("moments.nan") + number("moments.inf"); bad > 0)
+    out_.notes.push_back(fmt::format("{:.0f} of {} elements are NaN or infinite, the first is number {:.0f}: only counts are measured", bad,
+                                     tensor_.num_elements, number("moments.first_nonfinite")));
+  const double least = number("moments.min");
+  if (tensor_.num_elements > 1 && !summary_.zero && least == number("moments.max"))
+    out_.notes.push_back(
+        fmt::format("constant: every element is {:.6g}, so that the distribution has no shape{}", least, is_matrix() ? " and the rank is 1" : ""));
 }
 
 void TensorMeasurement::read() {

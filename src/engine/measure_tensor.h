@@ -31,6 +31,7 @@ class TensorMeasurement {
   [[nodiscard]] std::uint64_t block_rows() const;
   [[nodiscard]] bool wants_costly(const char* group);
   void read();
+  void add_notes();
   void measure_matrix();
   [[nodiscard]] std::vector<measure::Spectrum> slices(const measure::Spectrum& whole) const;
 

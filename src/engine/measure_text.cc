@@ -14,6 +14,7 @@
 #include "base/budget.h"
 #include "base/file.h"
 #include "engine/computed_checkpoint.h"
+#include "engine/measure_gradient.h"
 #include "engine/measure_layers.h"
 #include "math/lapack.h"
 #include "measure/activations.h"
@@ -84,6 +85,7 @@ class StatisticsTap final : public model::NetworkTap {
     const auto heads = static_cast<std::size_t>(running.config().heads);
     maps_bytes_ = 4 * heads * short_rows_ * window;
     maps_fit_ = maps_bytes_ < memory_bytes / 4;
+    memory_bytes_ = memory_bytes;
   }
 
   TextStreams streams;
@@ -100,16 +102,16 @@ class StatisticsTap final : public model::NetworkTap {
   void linear_input(int layer, Role role, int expert, std::size_t first_row, const Rows& rows) override {
     if (role == Role::q) head_tap_.first_row = first_row;
     if (role == Role::router) has_experts_ = true;
-    const std::optional<Slot> slot = dense_slot(role, expert);
+    const std::optional<Slot> slot = slot_of(role);
     if (!slot) return;
     running_.check_cancelled();
-    Place& place = places_[*slot];
+    Place& place = expert >= 0 ? experts_[{expert, *slot}] : places_[*slot];
     if (place.rows == 0) place = Place{};
     const std::size_t d = rows.num_columns;
     place.columns = d;
     place.sum_squares.resize(d);
     const bool costly = static_cast<std::int64_t>(d) > kSparedSide && selection_.spares();
-    const bool moment = (wanted_.utilized) && !costly;
+    const bool moment = wanted_.utilized && !costly && (expert < 0 || moments_fit(d));
     if (moment) place.moment.resize(d * d);
     std::vector<double> values(rows.num_rows * d);
     for (std::size_t r = 0; r < rows.num_rows; ++r) {
@@ -120,13 +122,15 @@ class StatisticsTap final : public model::NetworkTap {
         place.sum_squares[c] += value * value;
         place.max_abs = std::max(place.max_abs, std::abs(value));
       }
-      if (first_row + r < short_rows_ && ((!costly && (wanted_.alignment || wanted_.pca)) || (keep_down_ && *slot == kDown)))
+      // An expert's rows are not those of the slice, but no more than them.
+      const std::size_t at = expert >= 0 ? place.rows + r : first_row + r;
+      if (at < short_rows_ && ((!costly && (wanted_.alignment || (wanted_.pca && expert < 0))) || (keep_down_ && expert < 0 && *slot == kDown)))
         place.kept.insert(place.kept.end(), row, row + d);
     }
     if (moment)
       math::add_gram(math::GramOf::columns, values.data(), static_cast<std::int64_t>(rows.num_rows), static_cast<std::int64_t>(d), place.moment);
     place.rows += rows.num_rows;
-    if (place.rows == total_) finish(layer, *slot, place);
+    if (expert < 0 && place.rows == total_) finish(layer, *slot, place);
   }
 
   model::MixerTap* mixer(int) override {
@@ -175,10 +179,9 @@ class StatisticsTap final : public model::NetworkTap {
       measure_spread(layer, block);
       previous_ = after;
     }
-    if (has_experts_)
-      for (const char* group : {"channels", "utilized_rank"})
-        if (selection_.wants(group)) block.skipped.emplace_back(std::string(group) + ".experts", "inputs of routed experts are not measured");
+    if (has_experts_) finish_experts(layer);
     has_experts_ = false;
+    experts_.clear();
     for (Place& place : places_) place = Place{};
     keep_point(rows);
   }
@@ -208,7 +211,8 @@ class StatisticsTap final : public model::NetworkTap {
   /// Share of a block's weights above one standard deviation (ZD).
   void measure_spread(int layer, Measures& block) const {
     double n = 0, sum = 0, sum_squares = 0, above = 0;
-    for (const auto& [tensor, role] : weights_.of(layer)) {
+    const auto tensors = weights_.all_of(layer);
+    for (const auto& [tensor, role] : tensors) {
       for (const double value : read_doubles(weights_.checkpoint(), *tensor)) {
         n += 1;
         sum += value;
@@ -217,52 +221,90 @@ class StatisticsTap final : public model::NetworkTap {
     }
     if (n == 0) return;
     const double mean = sum / n, bar = mean + std::sqrt(std::max(0.0, sum_squares / n - mean * mean));
-    for (const auto& [tensor, role] : weights_.of(layer))
+    for (const auto& [tensor, role] : tensors)
       for (const double value : read_doubles(weights_.checkpoint(), *tensor)) above += value > bar;
     put(block, "importance.zd", above / n);
   }
 
   void finish(int layer, Slot slot, Place& place) {
     MeasuredBlock& block = block_of(out_, layer);
-    const std::size_t d = place.columns;
-    if (wanted_.channels) {
-      const std::string at = std::string("channels.") + kSlotNames[slot] + ".";
-      put(block.measures, at + "sum_squares", std::accumulate(place.sum_squares.begin(), place.sum_squares.end(), 0.0));
-      put(block.measures, at + "max_abs", place.max_abs);
-      std::vector<std::uint32_t> order(d);
-      std::iota(order.begin(), order.end(), 0U);
-      const std::size_t top = std::min<std::size_t>(4, d);
-      std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(top), order.end(), [&](std::uint32_t a, std::uint32_t b) {
-        return place.sum_squares[a] != place.sum_squares[b] ? place.sum_squares[a] > place.sum_squares[b] : a < b;
-      });
-      for (std::size_t i = 0; i < top; ++i) put(block.measures, fmt::format("{}top_channels.{}", at, i), order[i]);
-    }
-    if (wanted_.alignment || wanted_.utilized || (wanted_.pca && slot == kFeedForward)) measure_matrices(layer, slot, place, block.measures);
+    if (wanted_.channels) put_channels(std::string("channels.") + kSlotNames[slot] + ".", place, block.measures);
+    if (wanted_.alignment || wanted_.utilized || (wanted_.pca && slot == kFeedForward)) measure_matrices(layer, slot, -1, place, block.measures);
     if (keep_down_ && slot == kDown) {
       streams.down_inputs.resize(static_cast<std::size_t>(layer) + 1);
       streams.down_inputs.back() = place.kept;
     }
   }
 
-  void measure_matrices(int layer, Slot slot, Place& place, Measures& block) {
+  static void put_channels(const std::string& at, const Place& place, Measures& out) {
+    put(out, at + "sum_squares", std::accumulate(place.sum_squares.begin(), place.sum_squares.end(), 0.0));
+    put(out, at + "max_abs", place.max_abs);
+    std::vector<std::uint32_t> order(place.columns);
+    std::iota(order.begin(), order.end(), 0U);
+    const std::size_t top = std::min<std::size_t>(4, order.size());
+    std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(top), order.end(), [&](std::uint32_t a, std::uint32_t b) {
+      return place.sum_squares[a] != place.sum_squares[b] ? place.sum_squares[a] > place.sum_squares[b] : a < b;
+    });
+    for (std::size_t i = 0; i < top; ++i) put(out, fmt::format("{}top_channels.{}", at, i), order[i]);
+  }
+
+  /// Whether the second moments of all experts of a layer do.
+  [[nodiscard]] bool moments_fit(std::size_t d) const {
+    const auto experts = static_cast<std::uint64_t>(running_.config().experts);
+    return experts == 0 || d * d <= memory_bytes_ / 4 / sizeof(double) / 2 / experts;
+  }
+
+  /// Routed experts have their inputs together when the whole block has run.
+  void finish_experts(int layer) {
+    MeasuredBlock& block = block_of(out_, layer);
+    std::size_t unused = 0, most = 0;
+    for (int e = 0; e < static_cast<int>(running_.config().experts); ++e) {
+      const auto found = experts_.find({e, kFeedForward});
+      const std::size_t tokens = found == experts_.end() ? 0 : found->second.rows;
+      unused += tokens == 0;
+      most = std::max(most, tokens);
+      if (wanted_.channels) put(block.measures, fmt::format("channels.experts.{}.tokens", e), static_cast<double>(tokens));
+      for (const Slot slot : {kFeedForward, kDown}) {
+        const auto at = experts_.find({e, slot});
+        if (at == experts_.end()) {
+          skip_readers(layer, slot, e, "no token of the text reached this expert");
+          continue;
+        }
+        if (wanted_.channels) put_channels(fmt::format("channels.experts.{}.{}.", e, kSlotNames[slot]), at->second, block.measures);
+        if (wanted_.alignment || wanted_.utilized) measure_matrices(layer, slot, e, at->second, block.measures);
+      }
+    }
+    if (wanted_.channels) {
+      const auto choices = static_cast<double>(total_) * static_cast<double>(running_.config().experts_per_token);
+      put(block.measures, "channels.experts.unused", static_cast<double>(unused));
+      put(block.measures, "channels.experts.largest_share", static_cast<double>(most) / choices);
+    }
+    if (wanted_.pca) block.measures.skipped.emplace_back("w_pca.experts", "each routed expert sees tokens of its own");
+  }
+
+  void skip_readers(int layer, Slot slot, int expert, const std::string& reason) {
+    for (const auto& [tensor, role] : weights_.of(layer, expert))
+      if (MeasuredTensor* entry = slot_of(role) == slot ? entry_of(out_, *tensor, role, layer) : nullptr)
+        for (const char* group : {"spectral_alignment", "utilized_rank"})
+          if (selection_.wants(group)) measure::skip_group(entry->measures, group, reason);
+  }
+
+  void measure_matrices(int layer, Slot slot, int expert, Place& place, Measures& block) {
     const auto in = static_cast<std::int64_t>(place.columns);
     std::vector<std::pair<const TensorInfo*, Role>> readers;
-    for (const auto& reader : weights_.of(layer))
+    for (const auto& reader : weights_.of(layer, expert))
       if (slot_of(reader.second) == slot) readers.push_back(reader);
     const auto skip_all = [&](const std::string& reason) {
-      for (const auto& [tensor, role] : readers)
-        if (MeasuredTensor* entry = entry_of(out_, *tensor, role, layer))
-          for (const char* group : {"spectral_alignment", "utilized_rank"})
-            if (selection_.wants(group)) measure::skip_group(entry->measures, group, reason);
-      if (wanted_.pca && slot == kFeedForward) measure::skip_group(block, "w_pca", reason);
+      skip_readers(layer, slot, expert, reason);
+      if (wanted_.pca && slot == kFeedForward && expert < 0) measure::skip_group(block, "w_pca", reason);
     };
     if (in > kSparedSide && selection_.spares())
       return skip_all("costly for a matrix of this size: ask for it with --what spectral_alignment,utilized_rank,w_pca");
     if (std::accumulate(place.sum_squares.begin(), place.sum_squares.end(), 0.0) == 0) return skip_all("inputs are zero");
     std::optional<measure::SecondMoment> moment, centred;
-    if (wanted_.utilized) moment.emplace(std::move(place.moment), in);
+    if (wanted_.utilized && !place.moment.empty()) moment.emplace(std::move(place.moment), in);
     const Inputs kept{place.kept, static_cast<std::int64_t>(place.kept.size() / place.columns), in};
-    if (wanted_.pca && slot == kFeedForward && kept.rows > 1) centred.emplace(covariance(kept), in);
+    if (wanted_.pca && slot == kFeedForward && expert < 0 && kept.rows > 1) centred.emplace(covariance(kept), in);
     std::mutex mutex;
     running_.network().team().for_each(readers.size(), [&](std::size_t i, int) {
       const auto& [tensor, role] = readers[i];
@@ -275,9 +317,11 @@ class StatisticsTap final : public model::NetworkTap {
       } else {
         if (wanted_.alignment) measure::measure_alignment(weight.matrix(), kept, own);
         if (moment) measure::measure_utilized(weight.matrix(), *moment, own);
+        if (wanted_.utilized && !moment)
+          measure::skip_group(own, "utilized_rank", "second moments of all experts do not fit the memory: choose a larger --memory");
       }
       std::vector<std::pair<double, std::uint64_t>> counts;
-      const bool gate = role == Role::gate || role == Role::gate_up || (role == Role::up && readers.size() == 1);
+      const bool gate = role == Role::gate || role == Role::shared_gate || role == Role::gate_up || (role == Role::up && readers.size() == 1);
       if (centred && gate) {
         // Of gate and up in one matrix the gate is the upper half.
         const std::int64_t rows = role == Role::gate_up ? weight.rows / 2 : weight.rows;
@@ -296,8 +340,8 @@ class StatisticsTap final : public model::NetworkTap {
         if (const double* value = own.find(fmt::format("utilized_rank.{}.utilisation", measure::kUtilizedShares[s])))
           utilisations[s].push_back(*value);
       if (entry == nullptr) return;
-      if (moment && total_ < 10 * place.columns)
-        entry->notes.push_back(fmt::format("{} tokens for {} dimensions: utilized_rank wants ten times as many, fewer cap it", total_, in));
+      if (moment && place.rows < 10 * place.columns)
+        entry->notes.push_back(fmt::format("{} tokens for {} dimensions: utilized_rank wants ten times as many, fewer cap it", place.rows, in));
       for (auto& value : own.values) entry->measures.values.push_back(std::move(value));
       for (auto& skipped : own.skipped) entry->measures.skipped.push_back(std::move(skipped));
     });
@@ -322,9 +366,11 @@ class StatisticsTap final : public model::NetworkTap {
   bool keep_down_;
   MeasuredModel& out_;
   std::size_t maps_bytes_ = 0;
+  std::uint64_t memory_bytes_ = 0;
   bool maps_fit_ = false, has_experts_ = false;
   HeadTap head_tap_;
   std::array<Place, kSlots> places_;
+  std::map<std::pair<int, Slot>, Place> experts_;
   std::vector<float> previous_;
 };
 
@@ -420,6 +466,8 @@ TextStreams measure_text(const std::string& name, const Selection& selection, co
       put(out.model, fmt::format("cka.layers.{}.{}", pairs[i].first, pairs[i].second), values[i], "hidden states do not vary");
   }
   if (selection.wants("super_weights")) measure_super_weights(running, weights, run_options, selection, ids, window, out);
+  if (selection.wants("clamp")) measure_clamps(running, weights, selection, options, ids, window, out);
+  measure_gradients(running, selection, options, ids, window, out);
   if (selection.wants("language_geometry")) {
     std::vector<GeometryText> texts;
     const std::size_t most = std::max<std::size_t>(1, kGeometryTokens / window) * window;

@@ -21,7 +21,7 @@ const std::string* Measures::find_skipped(std::string_view measure) const noexce
 }
 
 std::vector<MeasurementDescription> list_measurements() {
-  constexpr std::string_view kPasses[] = {"elements", "spectrum", "matrix", "block", "pair", "set", "text"};
+  constexpr std::string_view kPasses[] = {"elements", "spectrum", "matrix", "block", "pair", "set", "text", "gradient"};
   std::vector<MeasurementDescription> result;
   for (const measure::Group& group : measure::groups()) {
     MeasurementDescription& d = result.emplace_back();
@@ -283,6 +283,34 @@ std::span<const Group> groups() {
        "with --base: loss along the straight line between the models, against the mean of its ends",
        "mode connectivity as Yang et al. 2021 use it",
        {"mc", "at", "height"}},
+      {"clamp",
+       Pass::text,
+       Cost::high,
+       "C",
+       "what holding one neuron at a value does to the probability of the token that it writes",
+       "LM-head decoding of neurons",
+       {}},
+      {"phases",
+       Pass::text,
+       Cost::low,
+       "C",
+       "with several models: phases of the loss landscape by loss, connectivity and similarity, against the medians of the models",
+       "Yang et al. 2021, arXiv:2107.11228; bars chosen here",
+       {}},
+      {"hessian",
+       Pass::gradient,
+       Cost::high,
+       "C",
+       "largest eigenvalues, trace and density of the loss's Hessian, by Lanczos over differences of gradients",
+       "GabdullinN/loss-landscape-analysis; Ghorbani et al. 2019",
+       {"largest", "smallest", "re", "kh", "trace", "asymmetry"}},
+      {"landscape",
+       Pass::gradient,
+       Cost::high,
+       "C",
+       "the loss along random directions, over the square between two, and along the Hessian's first two",
+       "Li et al. 2018, arXiv:1712.09913",
+       {"loss", "lowest"}},
   };
   return table;
 }
@@ -309,6 +337,8 @@ Selection::Selection(std::span<const std::string> what) {
                   (nearest ? "did you mean " + *nearest + "? " : std::string()) + "there are: " + list);
     }
     names_.push_back(name);
+    // A phase is made of these.
+    if (name == "phases") names_.insert(names_.end(), {"text", "cka", "barrier"});
   }
 }
 

@@ -20,6 +20,7 @@ enum class Pass : std::uint8_t {
   pair,      ///< one tensor in two models
   set,       ///< one tensor in many models
   text,      ///< a forward pass over texts
+  gradient,  ///< gradients of the loss over a text
 };
 
 enum class Cost : std::uint8_t {

@@ -90,6 +90,9 @@ constexpr Column kModelTrajectories[] = {
     {"heads.without_first_two.entropy_std", "spread of the heads' entropies", true, ""},
     {"utilized_rank.mean_utilisation.0.99", "utilized dimensions", true, ""},
     {"importance.lim", "LIM", true, ""},
+    {"hessian.largest", "largest Hessian eigenvalue", true, ""},
+    {"hessian.trace", "trace of the Hessian", true, ""},
+    {"hessian.re", "negative curvature", true, ""},
 };
 
 std::string kind_of(const MeasuredTensor& tensor) { return tensor.role.empty() ? report::parts_of(tensor.name).kind : tensor.role; }
@@ -312,6 +315,70 @@ void add_symmetric(const Measures& measures, const std::string& name, const std:
                      {{"labels", Json(std::move(labels))}, {"values", Json(std::move(lines))}, {"symmetric", Json(true)}});
 }
 
+/// A map of texts, and the tree of the nearest.
+void add_text_pictures(const Measures& measures, const std::vector<std::string>& texts, const std::string& of, Page& page) {
+  const Values values = values_of(measures);
+  const auto number = [&values](const std::string& name) { return or_unknown(values, "language_geometry.0.5." + name); };
+  const std::size_t n = texts.size();
+  if (n < 3 || std::isnan(number("map.0.0"))) return;
+  Json::Array series, labels;
+  for (std::size_t t = 0; t < n; ++t) {
+    Json::Array x, y;
+    x.push_back(report::rounded(number(fmt::format("map.{}.0", t))));
+    y.push_back(report::rounded(number(fmt::format("map.{}.1", t))));
+    labels.emplace_back(Json::Object{{"x", x.front()}, {"y", y.front()}, {"text", Json(printable(texts[t], 60))}});
+    series.emplace_back(Json::Object{{"name", Json(printable(texts[t], 60))}, {"x", Json(std::move(x))}, {"y", Json(std::move(y))}});
+  }
+  page.add_section("xy", "Map of texts" + of,
+                   fmt::format("Placed so that distances on the page come nearest to those of the texts; the two axes hold {:.0f} % of them.",
+                               100 * (number("map_spread.0") + number("map_spread.1"))),
+                   {{"x", Json("first axis")},
+                    {"y", Json("second axis")},
+                    {"points", Json(true)},
+                    {"one_color", Json(true)},
+                    {"width", Json(560)},
+                    {"height", Json(380)},
+                    {"series", Json(std::move(series))},
+                    {"labels", Json(std::move(labels))}});
+  // Leaves in an order in which no branches cross: those of the last merge's first group come first.
+  std::vector<std::vector<std::size_t>> members(n);
+  for (std::size_t t = 0; t < n; ++t) members[t] = {t};
+  for (std::size_t k = 0; k + 1 < n; ++k) {
+    const double a = number(fmt::format("tree.{}.a", k)), b = number(fmt::format("tree.{}.b", k));
+    if (std::isnan(a) || std::isnan(b)) return;
+    std::vector<std::size_t> both = members[static_cast<std::size_t>(a)];
+    const std::vector<std::size_t>& second = members[static_cast<std::size_t>(b)];
+    both.insert(both.end(), second.begin(), second.end());
+    members.push_back(std::move(both));
+  }
+  std::vector<double> place(2 * n - 1), height(2 * n - 1);
+  Json::Array branches, leaves;
+  for (std::size_t i = 0; i < n; ++i) {
+    const std::size_t text = members.back()[i];
+    place[text] = static_cast<double>(n - i);
+    leaves.emplace_back(Json::Object{{"x", Json(0)}, {"y", report::rounded(place[text])}, {"text", Json(printable(texts[text], 60))}});
+  }
+  for (std::size_t k = 0; k + 1 < n; ++k) {
+    const auto a = static_cast<std::size_t>(number(fmt::format("tree.{}.a", k))), b = static_cast<std::size_t>(number(fmt::format("tree.{}.b", k)));
+    const double at = number(fmt::format("tree.{}.height", k));
+    place[n + k] = (place[a] + place[b]) / 2;
+    height[n + k] = at;
+    Json::Array x, y;
+    for (const double value : {height[a], at, at, height[b]}) x.push_back(report::rounded(value));
+    for (const double value : {place[a], place[a], place[b], place[b]}) y.push_back(report::rounded(value));
+    branches.emplace_back(Json::Object{{"name", Json(fmt::format("merge {}", k + 1))}, {"x", Json(std::move(x))}, {"y", Json(std::move(y))}});
+  }
+  page.add_section("xy", "Tree of texts" + of, "The nearest texts are joined first, at their mean distance.",
+                   {{"x", Json("distance")},
+                    {"y", Json("")},
+                    {"plain_y", Json(true)},
+                    {"one_color", Json(true)},
+                    {"width", Json(560)},
+                    {"height", Json(static_cast<std::int64_t>(24 * n))},
+                    {"series", Json(std::move(branches))},
+                    {"labels", Json(std::move(leaves))}});
+}
+
 /// What texts showed of one model.
 void add_text(const MeasuredModel& model, bool alone, Page& page) {
   const std::string of = alone ? std::string() : ", " + printable(model.path);
@@ -329,6 +396,143 @@ void add_text(const MeasuredModel& model, bool alone, Page& page) {
   add_symmetric(model.model, "language_geometry.0.5.hamming", texts, 0, ("Distances between texts" + of).c_str(),
                 "Share of the weights that matter for one text and not for the other. What follows the first text in the same file is the floor.",
                 page);
+  add_text_pictures(model.model, texts, of, page);
+}
+
+Json numbers_json(const std::vector<double>& values) {
+  Json::Array array;
+  for (const double value : values) array.push_back(report::rounded(value));
+  return Json(std::move(array));
+}
+
+Json series_json(const std::string& name, const std::vector<double>& x, const std::vector<double>& y) {
+  return Json(Json::Object{{"name", Json(name)}, {"x", numbers_json(x)}, {"y", numbers_json(y)}});
+}
+
+/// The loss around a model: the Hessian's spectrum, lines, and a square.
+void add_surroundings(const MeasuredModel& model, bool alone, Page& page) {
+  const std::string of = alone ? std::string() : ", " + printable(model.path);
+  const Values values = values_of(model.model);
+  if (const MeasuredCurve* curve = curve_of(model.model, "hessian density"); curve != nullptr && !curve->x.empty()) {
+    Json::Array series;
+    series.push_back(series_json("density", {curve->x.begin(), curve->x.end()}, {curve->y.begin(), curve->y.end()}));
+    page.add_section(
+        "xy", "Eigenvalues of the loss's Hessian" + of,
+        fmt::format(
+            "Spectral density over {:.0f} tokens, by Lanczos from random signs: each bump is an eigenvalue or stands for several. Largest {:.4g}, "
+            "smallest {:.4g}. What lies left of zero curves down.",
+            or_unknown(values, "hessian.tokens"), or_unknown(values, "hessian.largest"), or_unknown(values, "hessian.smallest")),
+        {{"x", Json("eigenvalue")},
+         {"y", Json("density")},
+         {"log", Json(true)},
+         {"floor", Json(Json::Number{"1e-8"})},
+         {"one_color", Json(true)},
+         {"series", Json(std::move(series))}});
+  }
+  std::vector<double> positions;
+  for (double at = or_unknown(values, "landscape.positions.0"); !std::isnan(at);
+       at = or_unknown(values, fmt::format("landscape.positions.{}", positions.size())))
+    positions.push_back(at);
+  if (positions.empty()) return;
+  constexpr std::pair<const char*, const char*> kLines[] = {{"random_0", "first random direction"},
+                                                            {"random_1", "second random direction"},
+                                                            {"hessian_0", "Hessian's first"},
+                                                            {"hessian_1", "Hessian's second"}};
+  Json::Array series;
+  for (const auto& [axis, title] : kLines) {
+    std::vector<double> losses;
+    for (std::size_t i = 0; i < positions.size(); ++i) losses.push_back(or_unknown(values, fmt::format("landscape.line.{}.loss.{}", axis, i)));
+    if (std::any_of(losses.begin(), losses.end(), [](double loss) { return !std::isnan(loss); }))
+      series.push_back(series_json(title, positions, losses));
+  }
+  std::string normalise = "filter";
+  for (const auto& [name, label] : model.model.labels)
+    if (name == "landscape.normalise") normalise = label;
+  const std::string scaled = normalise == "none" ? std::string("not scaled") : "scaled to the weights (" + printable(normalise) + ")";
+  page.add_section("xy", "Loss along lines" + of,
+                   "The model is in the middle. Random directions are " + scaled +
+                       "; those of the Hessian are as long as would raise the loss by one nat, were it a parabola.",
+                   {{"x", Json("position")}, {"y", Json("loss")}, {"series", Json(std::move(series))}});
+  Json::Array lines;
+  bool any = false;
+  for (std::size_t i = 0; i < positions.size(); ++i) {
+    Json::Array line;
+    for (std::size_t j = 0; j < positions.size(); ++j) {
+      const double loss = or_unknown(values, fmt::format("landscape.plane.{}.{}", i, j));
+      any = any || !std::isnan(loss);
+      line.push_back(report::rounded(loss));
+    }
+    lines.emplace_back(std::move(line));
+  }
+  if (any)
+    page.add_section("plane", "Loss around the model" + of, "Over the square between two random directions, " + scaled + "; the cross is the model.",
+                     {{"positions", numbers_json(positions)}, {"values", Json(std::move(lines))}, {"measure", Json("loss")}});
+}
+
+/// Neurons that were held, and phases of the landscape.
+void add_clamps_and_phases(const MeasureReport& measured, Page& page) {
+  std::vector<std::string> models, tokens;
+  std::vector<double> blocks, neurons, held_at, scores, before, after, raised;
+  for (const MeasuredModel& model : measured.models) {
+    const Values values = values_of(model.model);
+    for (int c = 0; values.contains(fmt::format("clamp.{}.layer", c)); ++c) {
+      const auto number = [&](const char* field) { return or_unknown(values, fmt::format("clamp.{}.{}", c, field)); };
+      models.push_back(model.path);
+      blocks.push_back(number("layer"));
+      neurons.push_back(number("neuron"));
+      held_at.push_back(number("value"));
+      std::string token = fmt::format("{:.0f}", number("token"));
+      for (const auto& [name, text] : model.model.labels)
+        if (name == fmt::format("clamp.{}.token", c)) token = "“" + text + "”";
+      tokens.push_back(token);
+      scores.push_back(number("score"));
+      before.push_back(number("plain"));
+      after.push_back(number("held"));
+      raised.push_back(number("raised"));
+    }
+  }
+  if (!tokens.empty()) {
+    Table table(tokens.size());
+    if (measured.models.size() > 1) table.words("model", "model", models);
+    table.numbers("block", "layer", blocks);
+    table.numbers("neuron", "neuron", neurons);
+    table.numbers("value", "held at", held_at);
+    table.words("token", "token", tokens);
+    table.numbers("score", "score", scores, true, "of the token through the head, in standard deviations over the vocabulary");
+    table.numbers("plain", "log p", before, true, "of the token, mean over all positions");
+    table.numbers("held", "log p, held", after);
+    table.numbers("raised", "difference", raised, true, "in nats");
+    page.add_table("clamps", std::move(table));
+    page.add_section("table", "Neurons held at a value", "What it does to the token that the neuron writes.",
+                     {{"table", Json("clamps")}, {"sort", Json("raised")}});
+  }
+  std::vector<std::string> names, bases, phases;
+  std::vector<double> losses, connectivity, similarity;
+  for (const ModelComparison& comparison : measured.comparisons) {
+    for (const auto& [name, phase] : comparison.total.labels) {
+      if (name != "phases.phase") continue;
+      const Values values = values_of(comparison.total);
+      names.push_back(comparison.models.front());
+      bases.push_back(comparison.base);
+      phases.push_back(phase);
+      losses.push_back(or_unknown(values, "phases.loss"));
+      connectivity.push_back(or_unknown(values, "phases.connectivity"));
+      similarity.push_back(or_unknown(values, "phases.similarity"));
+    }
+  }
+  if (names.empty()) return;
+  Table table(names.size());
+  table.words("name", "model", names);
+  table.words("base", "against", bases);
+  table.words("phase", "phase", phases);
+  table.numbers("loss", "loss", losses);
+  table.numbers("connectivity", "connectivity", connectivity, true,
+                "the straight line between both losses less the loss furthest from it: below zero lies a barrier");
+  table.numbers("similarity", "similarity", similarity, true, "CKA of the last hidden states");
+  page.add_table("phases", std::move(table));
+  page.add_section("table", "Phases of the loss landscape",
+                   "I and II: loss above the median of the models; III and IV: below. I and III lie behind a barrier. IV-A: unlike, IV-B: alike.",
+                   {{"table", Json("phases")}});
 }
 
 /// What layers as a whole show: a row for each, a column for each measure. Lists of neurons have a table of their own.
@@ -345,7 +549,8 @@ void add_blocks(const MeasureReport& measured, Page& page) {
       blocks.push_back(block.block);
       rows.push_back(values_of(block.measures));
       for (const auto& [name, value] : block.measures.values)
-        if (name.find(".first.") == std::string::npos && known.insert(name).second) keys.push_back(name);
+        if (name.find(".first.") == std::string::npos && name.find(".experts.") == std::string::npos && known.insert(name).second)
+          keys.push_back(name);
     }
   }
   if (rows.empty() || keys.empty()) return;
@@ -362,6 +567,39 @@ void add_blocks(const MeasureReport& measured, Page& page) {
   page.add_table("blocks", std::move(table));
   page.add_section("table", "Layers", "What layers as a whole show, by the names of the measures.",
                    {{"table", Json("blocks")}, {"sort", Json("block")}, {"down", Json(false)}});
+}
+
+/// Routed experts: a row for each.
+void add_experts(const MeasureReport& measured, Page& page) {
+  constexpr Column kColumns[] = {{"tokens", "tokens", true, "that reached it"},
+                                 {"mlp.sum_squares", "energy in", true, "sum of squares of what it reads"},
+                                 {"mlp.max_abs", "largest in", true, ""},
+                                 {"down.sum_squares", "energy of its neurons", true, ""},
+                                 {"down.max_abs", "largest neuron", true, ""}};
+  std::vector<std::string> models;
+  std::vector<double> blocks, experts;
+  std::vector<std::vector<double>> columns(std::size(kColumns));
+  for (const MeasuredModel& model : measured.models) {
+    for (const MeasuredBlock& block : model.blocks) {
+      const Values values = values_of(block.measures);
+      for (int e = 0; values.contains(fmt::format("channels.experts.{}.tokens", e)); ++e) {
+        models.push_back(model.path);
+        blocks.push_back(block.block);
+        experts.push_back(e);
+        for (std::size_t c = 0; c < columns.size(); ++c)
+          columns[c].push_back(or_unknown(values, fmt::format("channels.experts.{}.{}", e, kColumns[c].measure)));
+      }
+    }
+  }
+  if (experts.empty()) return;
+  Table table(experts.size());
+  if (measured.models.size() > 1) table.words("model", "model", models);
+  table.numbers("block", "layer", blocks);
+  table.numbers("expert", "expert", experts);
+  for (std::size_t c = 0; c < columns.size(); ++c) table.numbers(kColumns[c].measure, kColumns[c].title, columns[c], true, kColumns[c].hint);
+  page.add_table("experts", std::move(table));
+  page.add_section("table", "Experts", "What the text showed of each routed expert.",
+                   {{"table", Json("experts")}, {"sort", Json("tokens")}, {"down", Json(false)}});
 }
 
 /// The neurons that were decoded, with their tokens where a tokenizer named them.
@@ -432,8 +670,9 @@ void write_report(const MeasureReport& measured, const std::filesystem::path& ou
   }
   page.facts = {{"parameters", format_count(static_cast<std::uint64_t>(parameters))},
                 {"tensors", fmt::format("{:.0f}", tensors)},
-                {"matrices", fmt::format("{:.0f}", matrices)},
                 {"stored", format_size(size_bytes)}};
+  // Where no spectrum was asked for, none is known to be a matrix.
+  if (matrices > 0) page.facts.emplace_back("matrices", fmt::format("{:.0f}", matrices));
   if (measured.models.size() == 1)
     if (const double* loss = measured.models.front().model.find("text.loss"))
       page.facts.emplace_back("loss on the text", fmt::format("{:.4f}", *loss));
@@ -454,8 +693,11 @@ void write_report(const MeasureReport& measured, const std::filesystem::path& ou
     if (comparison.kind == "set") add_set(comparison, page);
   }
   for (const MeasuredModel& model : measured.models) add_text(model, measured.models.size() == 1, page);
+  for (const MeasuredModel& model : measured.models) add_surroundings(model, measured.models.size() == 1, page);
+  add_clamps_and_phases(measured, page);
   page.add_section("table", "Tensors", "", {{"table", Json("tensors")}});
   add_blocks(measured, page);
+  add_experts(measured, page);
   add_neurons(measured, page);
   report::write_page(std::move(page), output);
 }

@@ -61,7 +61,8 @@
 
   // ---- Charts ----
 
-  const color = name => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
+  // By name, so that charts follow the page: from light to dark, and onto paper.
+  const color = name => `var(--${name})`;
   const theme = () => ({
     background: color("back"),
     axis: {domainColor: color("line"), gridColor: color("grid"), tickColor: color("line"), labelColor: color("faint"), titleColor: color("faint"), titleFontWeight: "normal", labelLimit: 160},
@@ -250,7 +251,7 @@
         scales: [
           {name: "x", type: "log", range: "width", domain: {data: "points", field: "i"}, nice: false},
           {name: "y", type: "log", range: "height", domain: {data: "points", field: "s"}, zero: false, nice: true},
-          {name: "color", type: "linear", range: {scheme: "viridis"}, domain: {data: "points", field: "layer"}, zero: false},
+          {name: "color", type: "linear", range: {scheme: "viridis", extent: [0.25, 0.92]}, domain: {data: "points", field: "layer"}, zero: false},
         ],
         axes: [{orient: "bottom", scale: "x", title: "rank of the singular value", format: "d", labelOverlap: true, grid: true, gridOpacity: 0.4}, {orient: "left", scale: "y", title: "singular value", labelOverlap: true, grid: true, gridOpacity: 0.4, format: ".1e"}],
         legends: [{stroke: "color", fill: "color", type: "gradient", title: "layer"}],
@@ -367,6 +368,80 @@
     const fig = figure(section, data.text || "", make, () => [["", data.x, metric.title], points.map(point => [point.line, point.at, point.value])]);
   };
 
+  // Lines and labelled points over two numbers.
+  const draw_xy = (section, data) => {
+    const points = [];
+    for (const line of data.series) line.x.forEach((x, i) => { if (known(x) && known(line.y[i]) && (!data.log || line.y[i] > 0)) points.push({line: line.name, i, x, y: line.y[i]}); });
+    if (!points.length) return;
+    const names = distinct(points.map(point => point.line)), labels = data.labels || [];
+    const fit = data.floor ? {domainMin: Math.max(...points.map(point => point.y)) * data.floor} : {};
+    const make = () => ({
+      description: data.title, width: Math.min(width(), data.width || 980), height: data.height || 280,
+      data: [{name: "points", values: data.floor ? points.filter(point => point.y >= fit.domainMin) : points}, {name: "labels", values: labels}],
+      scales: [
+        {name: "x", type: "linear", range: "width", domain: {data: "points", field: "x"}, nice: true, zero: false},
+        {name: "y", type: data.log ? "log" : "linear", range: "height", domain: {data: "points", field: "y"}, nice: true, zero: false, ...(data.plain_y ? {padding: 12} : {})},
+        {name: "color", type: "ordinal", range: {scheme: "tableau10"}, domain: names},
+      ],
+      axes: [{orient: "bottom", scale: "x", title: data.x, labelOverlap: true, grid: true, gridOpacity: 0.5, format: ".3~g", tickCount: 10},
+        ...(data.plain_y ? [] : [{orient: "left", scale: "y", title: data.y, labelOverlap: true, grid: true, gridOpacity: 0.5, format: data.log ? ".0e" : ".3~g"}])],
+      legends: names.length > 1 && !data.one_color ? [{stroke: "color", title: "", symbolLimit: 24}] : [],
+      marks: [
+        {type: "group", from: {facet: {name: "each", data: "points", groupby: "line"}}, marks: [{type: "line", from: {data: "each"}, encode: {update: {x: {scale: "x", field: "x"}, y: {scale: "y", field: "y"}, strokeWidth: {value: data.points ? 0 : 1.6},
+          stroke: data.one_color ? {value: color("accent")} : {scale: "color", field: "line"}}}}]},
+        {type: "symbol", from: {data: "points"}, encode: {update: {x: {scale: "x", field: "x"}, y: {scale: "y", field: "y"}, size: {value: data.points ? 70 : 24}, opacity: {value: data.points ? 1 : 0.01},
+          fill: data.one_color ? {value: color("accent")} : {scale: "color", field: "line"}, tooltip: {signal: "{'': datum.line, x: format(datum.x, '.4g'), y: format(datum.y, '.4g')}"}}, hover: {opacity: {value: 1}}}},
+        {type: "text", interactive: false, from: {data: "labels"}, encode: {update: {x: {scale: "x", field: "x"}, y: {scale: "y", field: "y"}, dx: {value: data.plain_y ? -8 : 8}, dy: {value: data.plain_y ? 0 : -6}, align: {value: data.plain_y ? "right" : "left"},
+          baseline: {value: data.plain_y ? "middle" : "bottom"}, text: {field: "text"}, fill: {value: color("text")}, fontSize: {value: 11}, limit: {value: 220}}}},
+      ],
+    });
+    figure(section, data.text || "", make, () => [["", data.x, data.y || ""], points.map(point => [point.line, point.x, point.y])]);
+  };
+
+  // Values over a square, with lines of equal height.
+  const draw_plane = (section, data) => {
+    const n = data.positions.length, step = data.positions[1] - data.positions[0];
+    const cells = [];
+    data.values.forEach((line, i) => line.forEach((value, j) => { if (known(value)) cells.push({a: data.positions[i], b: data.positions[j], value, text: number(value)}); }));
+    if (!cells.length) return;
+    const values = cells.map(cell => cell.value), least = Math.min(...values), most = Math.max(...values);
+    // Lines of equal height: in each square of four points, between the edges that a level crosses.
+    const segments = [];
+    for (let level = 1; level < 12; ++level) {
+      const at = least + (most - least) * level / 12;
+      for (let i = 0; i + 1 < n; ++i) for (let j = 0; j + 1 < n; ++j) {
+        const corners = [[i, j], [i + 1, j], [i + 1, j + 1], [i, j + 1]], crossed = [];
+        if (corners.some(([a, b]) => !known(data.values[a][b]))) continue;
+        corners.forEach(([a, b], k) => {
+          const [c, d] = corners[(k + 1) % 4], from = data.values[a][b], to = data.values[c][d];
+          if ((from < at) === (to < at)) return;
+          const t = (at - from) / (to - from);
+          crossed.push([data.positions[a] + t * (data.positions[c] - data.positions[a]), data.positions[b] + t * (data.positions[d] - data.positions[b])]);
+        });
+        for (let k = 0; k + 1 < crossed.length; k += 2) segments.push({x: crossed[k][0], y: crossed[k][1], x2: crossed[k + 1][0], y2: crossed[k + 1][1]});
+      }
+    }
+    const side = Math.min(420, width());
+    const make = () => ({
+      description: data.title, width: side, height: side,
+      data: [{name: "cells", values: cells}, {name: "segments", values: segments}],
+      scales: [
+        {name: "x", type: "linear", range: "width", domain: [-1 - step / 2, 1 + step / 2], nice: false, zero: false},
+        {name: "y", type: "linear", range: "height", domain: [-1 - step / 2, 1 + step / 2], nice: false, zero: false},
+        {name: "color", type: "linear", range: {scheme: "viridis"}, domain: [least, most > least ? most : least + 1]},
+      ],
+      axes: [{orient: "bottom", scale: "x", title: "along the first direction", values: [-1, -0.5, 0, 0.5, 1]}, {orient: "left", scale: "y", title: "along the second", values: [-1, -0.5, 0, 0.5, 1]}],
+      legends: [{fill: "color", type: "gradient", title: data.measure || "loss"}],
+      marks: [
+        {type: "rect", from: {data: "cells"}, encode: {update: {x: {scale: "x", signal: `datum.a - ${step / 2}`}, x2: {scale: "x", signal: `datum.a + ${step / 2}`}, y: {scale: "y", signal: `datum.b - ${step / 2}`}, y2: {scale: "y", signal: `datum.b + ${step / 2}`},
+          fill: {scale: "color", field: "value"}, stroke: {scale: "color", field: "value"}, tooltip: {signal: "{first: format(datum.a, '.2f'), second: format(datum.b, '.2f'), value: datum.text}"}}}},
+        {type: "rule", interactive: false, from: {data: "segments"}, encode: {update: {x: {scale: "x", field: "x"}, y: {scale: "y", field: "y"}, x2: {scale: "x", field: "x2"}, y2: {scale: "y", field: "y2"}, stroke: {value: "#fff"}, strokeOpacity: {value: 0.65}, strokeWidth: {value: 0.9}}}},
+        {type: "symbol", interactive: false, encode: {update: {x: {scale: "x", value: 0}, y: {scale: "y", value: 0}, size: {value: 60}, shape: {value: "cross"}, fill: {value: "#fff"}, stroke: {value: "#000"}}}},
+      ],
+    });
+    figure(section, data.text || "", make, () => [["", ...data.positions.map(number)], data.values.map((line, i) => [number(data.positions[i]), ...line])]);
+  };
+
   // ---- Tables ----
 
   const pickers = {};
@@ -420,7 +495,7 @@
           render();
           const again = [...head.querySelectorAll("button")][columns().indexOf(column)];
           if (again) again.focus();
-        }}}, column.title + (sorted ? (state.down ? " ▾" : " ▴") : "")));
+        }}}, column.title.replace(/[._]/g, "$&\u200b") + (sorted ? (state.down ? " ▾" : " ▴") : "")));
     }));
     const render_body = (first, size) => {
       const shown_columns = columns();
@@ -484,12 +559,12 @@
 
   // ---- The page ----
 
-  const draws = {bytes: draw_bytes, heat: draw_heat, spectra: draw_spectra, distribution: draw_distribution, matrix: draw_matrix, lines: draw_lines, table: draw_table};
+  const draws = {bytes: draw_bytes, heat: draw_heat, spectra: draw_spectra, distribution: draw_distribution, matrix: draw_matrix, lines: draw_lines, xy: draw_xy, plane: draw_plane, table: draw_table};
   const main = document.querySelector("main");
   const contents = document.querySelector("nav ul");
   page.sections.forEach((data, i) => {
     const section = element("section", {id: "s" + i, "aria-labelledby": "h" + i}, element("h2", {id: "h" + i}, data.title));
-    if (data.text && data.type !== "matrix" && data.type !== "lines") section.append(element("p", {class: "faint"}, data.text));
+    if (data.text && !["matrix", "lines", "xy", "plane"].includes(data.type)) section.append(element("p", {class: "faint"}, data.text));
     const before = section.childNodes.length;
     draws[data.type](section, data);
     if (section.childNodes.length === before) return;  // there is nothing of it

@@ -286,6 +286,34 @@ TEST(MeasureText, distances_between_texts_agree_with_the_reference) {
   EXPECT_EQ(compare.compared, 2u + 4u * 45u);
   EXPECT_TRUE(compare.wrong.empty()) << joined(compare.wrong);
   EXPECT_NEAR(*got.find("language_geometry.floor"), 0.021, 0.001);
+  // The two samples of one text are joined first, then the families.
+  EXPECT_EQ(*got.find("language_geometry.0.5.tree.0.a"), 0);
+  EXPECT_EQ(*got.find("language_geometry.0.5.tree.0.b"), 9);
+  EXPECT_NEAR(*got.find("language_geometry.0.5.tree.0.height"), *got.find("language_geometry.floor"), 1e-15);
+  EXPECT_EQ(*got.find("language_geometry.0.5.tree.1.a"), 2);
+  EXPECT_EQ(*got.find("language_geometry.0.5.tree.1.b"), 8);
+  EXPECT_EQ(*got.find("language_geometry.0.5.tree.2.a"), 5);
+  EXPECT_EQ(*got.find("language_geometry.0.5.tree.2.b"), 6);
+  EXPECT_EQ(*got.find("language_geometry.0.5.tree.8.size"), 10);
+}
+
+TEST(MeasureText, held_neurons_agree_with_the_reference) {
+  NEEDS_SHARED_DATA();
+  const Json golden = read_json_file(kGolden / "clamp.json");
+  MeasureOptions options;
+  options.what = {"clamp"};
+  options.texts = {held("english")};
+  for (const Json& one : *golden.find("results")->array())
+    options.clamps.push_back(
+        {static_cast<int>(*one.find("layer")->number()), static_cast<std::uint64_t>(*one.find("neuron")->number()), *one.find("value")->number()});
+  const std::vector<std::string> models = {kBase};
+  const MeasureReport report = measure_models(models, options);
+  Compare compare(golden);
+  for (std::size_t c = 0; c < options.clamps.size(); ++c)
+    for (const auto& [field, value] : *(*golden.find("results")->array())[c].object())
+      compare.near(report.models.front().model, fmt::format("clamp.{}.{}", c, field), *value.number(), field);
+  EXPECT_EQ(compare.compared, 18u);
+  EXPECT_TRUE(compare.wrong.empty()) << joined(compare.wrong);
 }
 
 TEST(MeasureText, filters_as_word_rules_agree_with_the_reference) {
