@@ -17,6 +17,7 @@ import gzip
 import importlib.util
 import json
 import pathlib
+import statistics
 import struct
 import subprocess
 import sys
@@ -87,6 +88,24 @@ class Lab:
             report = self.run('eval', model, '--text', self.text(text), '--window', window, '--windows', self.windows)
             self.known[key] = report['texts'][0]['nll_per_token']
         return self.known[key]
+
+    def measured(self, models, what, *options):
+        """weft measure, some groups of some models; remembered."""
+        key = ('measured', tuple(models), what, options)
+        if key not in self.known:
+            self.known[key] = self.run('measure', *models, '--what', what, *options)
+        return self.known[key]
+
+    @staticmethod
+    def median(document, measure, kinds, model=0):
+        """Of a measure, over the matrices of some kinds in the layers."""
+        values = [t['values'][measure] for t in document['models'][model]['tensors']
+                  if t['role'] in kinds and t['block'] is not None and measure in t['values']]
+        return statistics.median(values)
+
+    @staticmethod
+    def layers(document, measure, model=0):
+        return [b['values'][measure] for b in document['models'][model]['blocks'] if measure in b['values']]
 
     def mean_loss(self, model, texts):
         return sum(self.loss(model, t) for t in texts) / len(texts)
