@@ -244,6 +244,10 @@ PackedLayer pack_layer(const LinearPlan& plan, const LinearTarget& target, std::
                          : codec::write_gptq(*solved, plan.format == LinearFormat::gptq ? codec::GptqFormat::v1 : codec::GptqFormat::v2);
       result.decoded = solved->decoded();
   }
+  // One block is a matrix of scales too.
+  if (plan.blocks)
+    for (StoredTensor& part : result.parts)
+      if (part.name == "weight_scale" && part.shape.size() == 1) part.shape = {1, 1};
   // What the reader of the packed tensors gives, which is what will run; and it must be what was meant.
   std::vector<MadeTensor> held;
   for (const StoredTensor& part : result.parts) held.push_back({fmt::format("m.{}", part.name), part.dtype, part.shape, part.bytes});

@@ -368,8 +368,8 @@ class Plan {
       throw Error(ErrorCode::invalid_argument, "the importance matrix names no weight of this model that gets quantized",
                   {.file = options_.imatrix.string()}, fmt::format("its first entry is '{}'", printable(imatrix_->entries.begin()->first)));
     for (const auto& [types, names] : fallen_back_)
-      warnings_.push_back(fmt::format("{} {} become {} instead of {}, whose blocks do not divide their rows", names.size(),
-                                      names.size() == 1 ? "weight" : "weights", types.second, types.first));
+      warnings_.push_back(fmt::format("{} {} {} instead of {}, whose blocks do not divide their rows", names.size(),
+                                      names.size() == 1 ? "weight becomes" : "weights become", types.second, types.first));
   }
   static std::string example_name(const std::vector<GgufCandidate>& candidates) {
     for (const GgufCandidate& candidate : candidates)

@@ -172,6 +172,8 @@ class LinearJob {
     std::vector<std::vector<MadeTensor>> made(plan_.targets.size());
     std::vector<std::shared_ptr<const Checkpoint>> spooled(plan_.targets.size());
     std::vector<Layer> layers(plan_.targets.size());
+    std::vector<bool> finished(plan_.targets.size());
+    std::size_t num_told = 0;
     std::mutex told;
     // What is made waits in memory until it is written in the output's order; where it is too much for that, in files.
     MemoryBudget budget(options_.memory_bytes);
@@ -193,8 +195,11 @@ class LinearJob {
         spooled[i] = spool(made[i], i);
         made[i].clear();
       }
+      // In the order of the model, whichever thread is done first.
       const std::lock_guard lock(told);
-      if (options_.on_layer) options_.on_layer(layers[i]);
+      finished[i] = true;
+      for (; num_told < layers.size() && finished[num_told]; ++num_told)
+        if (options_.on_layer) options_.on_layer(layers[num_told]);
     });
     layers_ = std::move(layers);
     if (spools) {

@@ -74,6 +74,82 @@ TEST(QuantizeCommand, a_budget_is_kept_in_bits_of_the_layers_or_in_bytes_of_the_
   EXPECT_EQ(run_weft({"verify", out}).status, 0);
 }
 
+TEST(QuantizeCommand, a_recipe_quantizes_what_its_steps_make_as_if_it_had_been_written_first) {
+  const TemporaryFolder folder;
+  const std::string other = (fs::path(WEFT_SOURCE_DIR) / "models/tiny-python").string(), text = folder / "text.txt";
+  std::string words;
+  for (int i = 0; i < 400; ++i) words += "and god said let there be light. ";
+  write_file(text, words);
+  const std::string merge = "merge_method: linear, models: [{model: " + kModel + ", parameters: {weight: 0.5}}, {model: " + other +
+                            ", parameters: {weight: 0.5}}], dtype: bfloat16";
+  write_file(folder / "merge.yml", "{" + merge + "}\n");
+  ASSERT_EQ(run_weft({"merge", folder / "merge.yml", folder / "merged"}).status, 0);
+  const auto run_recipe = [&](const std::string& step, const std::string& out) {
+    write_file(folder / "recipe.yml", "steps:\n- {name: soup, merge: {" + merge + "}}\n- quantize: " + step + "\n");
+    const Json report = json_of(run_weft({"run", folder / "recipe.yml", out, "--json"}));
+    const Json::Array& steps = *report.find("details")->find("steps")->array();
+    EXPECT_EQ(*steps.back().find("verb")->string(), "quantize");
+    EXPECT_GT(*report.find("bytes_read")->integer(), 0);
+  };
+  run_recipe("gguf:Q4_K_M", folder / "soup.gguf");
+  ASSERT_EQ(run_weft({"quantize", folder / "merged", folder / "merged.gguf", "--format", "gguf:Q4_K_M"}).status, 0);
+  EXPECT_EQ(run_weft({"diff", folder / "soup.gguf", folder / "merged.gguf", "--exit-code"}).status, 0);
+  run_recipe("{format: gptq, method: gptq, group: 64, calibration: " + text + ", sequences: 4, length: 64, rules: [down_proj=8/32]}",
+             folder / "soup");
+  ASSERT_EQ(run_weft({"quantize", folder / "merged", folder / "packed", "--format", "gptq", "--method", "gptq", "--group", "64", "--calibration",
+                      text, "--sequences", "4", "--length", "64", "--rule", "down_proj=8/32"})
+                .status,
+            0);
+  EXPECT_EQ(run_weft({"diff", folder / "soup", folder / "packed", "--exit-code"}).status, 0);
+  EXPECT_EQ(read_file(folder / "soup/quantize_config.json"), read_file(folder / "packed/quantize_config.json"));
+}
+
+TEST(QuantizeCommand, rules_in_a_file_give_layers_bits_groups_and_what_finds_their_codes) {
+  const TemporaryFolder folder;
+  const std::string text = folder / "text.txt";
+  std::string words;
+  for (int i = 0; i < 400; ++i) words += "and god said let there be light. ";
+  write_file(text, words);
+  write_file(folder / "rules.txt", "# of layers\ndown_proj=8/32/rtn  [qk]_proj=rtn\no_proj=keep\n");
+  const Json report = json_of(run_weft({"quantize", kModel, folder / "out", "--format", "gptq", "--method", "gptq", "--group", "64", "--calibration",
+                                        text, "--sequences", "4", "--length", "64", "--rules", folder / "rules.txt", "--json"}));
+  EXPECT_GT(*report.find("bytes_read")->integer(), 1'000'000) << "the model is read";
+  for (const Json& layer : *report.find("details")->find("layers")->array()) {
+    const std::string& name = *layer.find("name")->string();
+    const bool rounds =
+        name.find("down_proj") != std::string::npos || name.find("q_proj") != std::string::npos || name.find("k_proj") != std::string::npos;
+    EXPECT_EQ(*layer.find("method")->string(), rounds ? "rtn" : "gptq") << name;
+    EXPECT_EQ(name.find("o_proj"), std::string::npos);
+    if (name.find("down_proj") != std::string::npos) {
+      EXPECT_GT(*layer.find("bits")->number(), 8);
+    }
+  }
+  write_file(folder / "dynamic.json", R"({"-:.*layers\\.0\\.": {}, "+:.*down_proj$": {"bits": 8, "group_size": 32}})");
+  const Json other =
+      json_of(run_weft({"quantize", kModel, folder / "other", "--format", "gptq", "--group", "64", "--rules", folder / "dynamic.json", "--json"}));
+  EXPECT_EQ(other.find("details")->find("layers")->array()->size(), 7u);
+  EXPECT_EQ(run_weft({"verify", folder / "other"}).status, 0);
+  write_file(folder / "rules.txt", "down_proj=awq\n");
+  EXPECT_EQ(error_code(run_weft({"quantize", kModel, folder / "third", "--format", "gptq", "--rules", folder / "rules.txt", "--json"})),
+            "invalid_argument");
+}
+
+TEST(QuantizeCommand, a_report_shows_what_was_lost_and_a_text_too_short_is_refused_before_the_work) {
+  const TemporaryFolder folder;
+  const std::string text = folder / "text.txt", page = folder / "page.html";
+  write_file(text, "too short");
+  EXPECT_EQ(error_code(run_weft({"quantize", kModel, folder / "out", "--format", "gptq", "--group", "64", "--eval", text, "--json"})),
+            "invalid_argument");
+  EXPECT_FALSE(fs::exists(folder / "out"));
+  const CommandResult result = run_weft({"quantize", kModel, folder / "out", "--format", "gptq", "--group", "64", "--report", page});
+  if (result.status == 2 && result.err.find("libjs-vega") != std::string::npos) GTEST_SKIP() << "this build has no reports";
+  ASSERT_EQ(result.status, 0) << result.err;
+  const std::string html = read_file(page);
+  EXPECT_NE(html.find("What the weights lost"), std::string::npos);
+  EXPECT_NE(html.find("model.layers.1.mlp.down_proj.weight"), std::string::npos);
+  EXPECT_NE(html.find("size before"), std::string::npos);
+}
+
 TEST(QuantizeCommand, what_cannot_be_ends_with_2_and_leaves_nothing) {
   const TemporaryFolder folder;
   const std::string out = folder / "out";

@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <fstream>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -73,6 +74,25 @@ TEST(QuantizeGgufCommand, wrong_requests_end_with_2_and_say_what_to_do) {
   fails({"--format", "gguf:Q4_0", "--tensor-type", "Q8_0"}, "is not PATTERN=TYPE");
   fails({"--format", "gguf:Q4_0", "--prune-layers", "0,x"}, "'x' is no layer");
   fails({"--format", "gguf:Q4_0", "--imatrix", kModel + "/config.json"}, "is no importance matrix");
+}
+
+TEST(QuantizeGgufCommand, the_table_is_in_the_order_of_the_file_for_any_number_of_threads) {
+  const TemporaryFolder folder;
+  std::vector<std::string> names;
+  for (const std::string threads : {"1", "2", "5"}) {
+    const CommandResult result =
+        run_weft({"quantize", kModel, (folder / threads).string() + ".gguf", "--format", "gguf:Q4_K_M", "--threads", threads});
+    ASSERT_EQ(result.status, 0) << result.err;
+    std::istringstream lines(result.out);
+    std::vector<std::string> own;
+    for (std::string line, name; std::getline(lines, line);)
+      if (std::istringstream(line) >> name && name.find(".weight") != std::string::npos) own.push_back(name);
+    if (names.empty()) names = own;
+    EXPECT_EQ(own, names);
+  }
+  ASSERT_EQ(names.size(), 16u);
+  EXPECT_EQ(names.front(), "output.weight");
+  EXPECT_EQ(names[2], "blk.0.attn_k.weight");
 }
 
 TEST(QuantizeGgufCommand, rules_come_from_a_file_too) {

@@ -367,6 +367,18 @@ TEST(QuantizeLinear, layers_that_no_token_passes_stay_as_they_are_and_are_told_o
   EXPECT_LE(quantize_linear(model, folder / "sized", options).size_bytes, chosen.size_bytes);
 }
 
+TEST(QuantizeLinear, a_layer_that_is_one_block_has_a_matrix_of_one_scale) {
+  const TemporaryFolder folder;
+  const std::string name = "model.layers.9.mlp.up_proj", model = with_tensors(folder / "model", {{name + ".weight", {32, 96}}});
+  LinearQuantizeOptions options;
+  options.format = "compressed-tensors";
+  options.numbers = "fp8-block";
+  EXPECT_EQ(quantize_linear(model, folder / "out", options).layers.size(), 15u);
+  const fs::path file = folder / "out/model.safetensors";
+  EXPECT_EQ(open_safetensors_file(file, file)->tensor(name + ".weight_scale").shape, (Shape{1, 1}));
+  EXPECT_EQ(open_checkpoint((folder / "out").string())->tensor(name + ".weight").shape, (Shape{32, 96}));
+}
+
 TEST(QuantizeLinear, values_that_the_scales_do_not_reach_are_refused_not_made_infinite) {
   const TemporaryFolder folder;
   // 0xFBFB is -65376 in float16, and the lowest of eight codes lies a little beyond.
