@@ -113,7 +113,7 @@ class LowRank final : public Fold {
  private:
   std::size_t rank_;
   std::vector<double> left_;  ///< [rows, rank], scaled
-  math::PackedMatrix right_;
+  math::PanelMatrix right_;
 };
 
 /// For each slice of a stack of matrices its own product.
@@ -247,10 +247,10 @@ class InTurn final : public Fold {
 /// order: column i of the row is column order[i] among the blocks'; empty: as they are.
 class BlockRotation final : public Fold {
  public:
-  BlockRotation(std::vector<math::PackedMatrix> blocks, std::vector<float> row_scales, std::vector<std::size_t> order = {})
+  BlockRotation(std::vector<math::PanelMatrix> blocks, std::vector<float> row_scales, std::vector<std::size_t> order = {})
       : blocks_(std::move(blocks)), row_scales_(std::move(row_scales)), order_(std::move(order)) {
     held_bytes += order_.size() * sizeof(std::size_t);
-    for (const math::PackedMatrix& block : blocks_) held_bytes += block.panels.size() * sizeof(float);
+    for (const math::PanelMatrix& block : blocks_) held_bytes += block.panels.size() * sizeof(float);
   }
   void apply(const RowSource& source, std::uint64_t first, std::uint64_t count, std::span<double> values) const override {
     const auto columns = static_cast<std::size_t>(source.columns);
@@ -276,7 +276,7 @@ class BlockRotation final : public Fold {
   }
 
  private:
-  std::vector<math::PackedMatrix> blocks_;
+  std::vector<math::PanelMatrix> blocks_;
   std::vector<float> row_scales_;
   std::vector<std::size_t> order_;
 };
@@ -882,7 +882,7 @@ class Planner {
   }
 
   /// W diag(blocks): block k is given as `turn` (a matrix R with W' = (R W^T)^T, so it is laid out transposed unless `as_is`).
-  static math::PackedMatrix packed(const Square& block, std::size_t n, bool as_is) {
+  static math::PanelMatrix packed(const Square& block, std::size_t n, bool as_is) {
     std::vector<float> values(n * n);
     for (std::size_t i = 0; i < n; ++i)
       for (std::size_t j = 0; j < n; ++j) values[i * n + j] = static_cast<float>(as_is ? block[i * n + j] : block[j * n + i]);
@@ -903,7 +903,7 @@ class Planner {
       throw a_->error(ErrorCode::corrupt, fmt::format("num_cayley_neumann_terms is {}", terms));
     add(weight, [a = a_, t = &r, n = static_cast<std::size_t>(n), neumann, terms = static_cast<int>(terms), as_is = is_embedding](const RowSource&) {
       const Matrix upper = matrix_of(*a, *t);
-      std::vector<math::PackedMatrix> blocks_of;
+      std::vector<math::PanelMatrix> blocks_of;
       for (std::size_t k = 0; k < upper.rows; ++k) {
         Square q(n * n, 0.0);
         std::size_t at = 0;
@@ -952,7 +952,7 @@ class Planner {
       const std::vector<float> v = values_of(*a, *t);
       std::vector<std::unique_ptr<Fold>> turns;
       for (std::size_t f = 0; f < factors; ++f) {
-        std::vector<math::PackedMatrix> blocks;
+        std::vector<math::PanelMatrix> blocks;
         for (std::size_t k = f * num_blocks; k < (f + 1) * num_blocks; ++k) {
           Square q(n * n);
           for (std::size_t i = 0; i < n; ++i)

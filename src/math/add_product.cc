@@ -20,9 +20,9 @@ namespace {
 constexpr std::size_t kPanelColumns = 16;
 }
 
-PackedMatrix pack_matrix(std::span<const float> values, std::size_t rank, std::size_t columns) {
+PanelMatrix pack_matrix(std::span<const float> values, std::size_t rank, std::size_t columns) {
   WEFT_ASSERT(values.size() == rank * columns);
-  PackedMatrix packed;
+  PanelMatrix packed;
   packed.rank = rank;
   packed.columns = columns;
   packed.panels.assign((columns + kPanelColumns - 1) / kPanelColumns * kPanelColumns * rank, 0.0F);
@@ -33,7 +33,7 @@ PackedMatrix pack_matrix(std::span<const float> values, std::size_t rank, std::s
   return packed;
 }
 
-void add_product(const double* left, std::size_t left_stride, std::size_t rows, const PackedMatrix& right, double* out, std::size_t out_stride) {
+void add_product(const double* left, std::size_t left_stride, std::size_t rows, const PanelMatrix& right, double* out, std::size_t out_stride) {
   HWY_DYNAMIC_DISPATCH(AddProduct)(left, left_stride, rows, right.panels.data(), right.rank, right.columns, out, out_stride);
 }
 
