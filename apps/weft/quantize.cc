@@ -306,7 +306,8 @@ Command quantize_command() {
   command.positional("OUT", arguments->output, "a file or a folder that does not exist");
   command.group("Quantizing");
   command.value({"--format"}, "F", options.format, "what is written: such as gguf:Q4_K_M").required = true;
-  command.value({"--method"}, "M", options.method, "how codes are found").default_text = "the format's own";
+  command.value({"--method"}, "M", options.method, "how codes are found; rotate also for GGUF").default_text = "the format's own";
+  command.number({"--seed"}, arguments->common.seed, "of what rotate draws").default_text = "0";
   Option& rules = command.custom(
       {"--tensor-type", "--rule"}, "PATTERN=TYPE",
       "weights in whose name the regular expression is found get this type, or stay ('keep'); the first that matches counts",

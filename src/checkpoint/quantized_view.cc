@@ -708,13 +708,14 @@ class Own final : public Packed {
     columns = *shape->array()->back().integer();
     if (rows <= 0 || columns <= 0 || rows > kMaxSide || columns > kMaxSide) refuse("shape");
     group_ = number("group", 1, kMaxSide);
+    if (json.find("row_group") != nullptr) row_group_ = number("row_group", 1, kMaxSide);
     const Json* as = json.find("dtype");
     const std::optional<DType> type = as != nullptr && as->string() != nullptr ? dtype_from_any(*as->string()) : std::nullopt;
     if (!type || !is_scale_type(*type)) refuse("dtype");
     dtype = *type;
     const auto words = static_cast<std::int64_t>(codec::words_for(static_cast<std::uint64_t>(columns), bits_, WordForm::stream));
     need(codes_.dtype == DType::i32 && codes_.shape == Shape{rows, words}, checkpoint, codes_, fmt::format("I32 [{}, {}]", rows, words));
-    const Shape groups = {rows, (columns + group_ - 1) / group_};
+    const Shape groups = {(rows + row_group_ - 1) / row_group_, (columns + group_ - 1) / group_};
     need((is_scale_type(scales_.dtype) || scales_.dtype == DType::f8_e8m0 || scales_.dtype == DType::f8_e4m3) && scales_.shape == groups, checkpoint,
          scales_, to_string(groups));
     zero_ = static_cast<float>(1 << (bits_ - 1));
@@ -723,7 +724,7 @@ class Own final : public Packed {
       zero_ = static_cast<float>(*zero->number());
     }
     if (zeros_ != nullptr && zeros_->dtype == DType::i32) {
-      const Shape packed = {rows, static_cast<std::int64_t>(codec::words_for(static_cast<std::uint64_t>(groups[1]), bits_, WordForm::stream))};
+      const Shape packed = {groups[0], static_cast<std::int64_t>(codec::words_for(static_cast<std::uint64_t>(groups[1]), bits_, WordForm::stream))};
       need(zeros_->shape == packed, checkpoint, *zeros_, to_string(packed));
     } else if (zeros_ != nullptr) {
       need(is_scale_type(zeros_->dtype) && zeros_->shape == groups, checkpoint, *zeros_, to_string(groups));
@@ -747,13 +748,15 @@ class Own final : public Packed {
     const auto width = static_cast<std::size_t>(columns), row_words = static_cast<std::size_t>(codes_.shape[1]),
                groups = static_cast<std::size_t>(scales_.shape[1]);
     const std::vector<std::uint32_t> words = words_of(read_rows(checkpoint, codes_, first, count));
-    const std::vector<float> scales = scales_of(checkpoint, scales_, read_rows(checkpoint, scales_, first, count));
-    const std::vector<float> zeros = zeros_of(checkpoint, first, count, groups);
+    const std::int64_t first_group = first / row_group_, num_groups = count == 0 ? 0 : (first + count - 1) / row_group_ - first_group + 1;
+    const std::vector<float> scales = scales_of(checkpoint, scales_, read_rows(checkpoint, scales_, first_group, num_groups));
+    const std::vector<float> zeros = zeros_of(checkpoint, first_group, num_groups, groups);
     std::vector<std::uint8_t> codes(width);
     for (std::size_t r = 0; r < static_cast<std::size_t>(count); ++r) {
       codec::unpack_words(words.data() + r * row_words, 1, width, bits_, WordForm::stream, codes.data(), 1);
+      const auto row_group = static_cast<std::size_t>((first + static_cast<std::int64_t>(r)) / row_group_ - first_group);
       for (std::size_t c = 0; c < width; ++c) {
-        const std::size_t s = r * groups + c / static_cast<std::size_t>(group_);
+        const std::size_t s = row_group * groups + c / static_cast<std::size_t>(group_);
         out[r * width + c] = scales[s] * (levels_ == Levels::integer ? static_cast<float>(codes[c]) - (zeros.empty() ? zero_ : zeros[s])
                                                                      : codec::level(levels_, codes[c]));
       }
@@ -803,7 +806,7 @@ class Own final : public Packed {
   const TensorInfo *zeros_, *left_, *right_, *added_at_, *added_;
   Levels levels_ = Levels::integer;
   int bits_ = 4;
-  std::int64_t group_ = 1;
+  std::int64_t group_ = 1, row_group_ = 1;
   float zero_ = 8;
 };
 

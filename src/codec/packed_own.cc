@@ -30,7 +30,7 @@ StoredTensor elements(std::string name, DType dtype, std::vector<std::int64_t> s
 }  // namespace
 
 std::vector<StoredTensor> write_own(const QuantizedLinear& linear, DType weight_type) {
-  if (linear.row_group != 1 || !linear.group_of.empty() || linear.global_divisor != 0)
+  if (!linear.group_of.empty() || linear.global_divisor != 0)
     throw Error(ErrorCode::unsupported, "weft's own form has groups of neighbouring inputs", {}, "use --order static, or --format gptq");
   const auto rows = static_cast<std::size_t>(linear.rows), columns = static_cast<std::size_t>(linear.columns);
   const std::size_t words = words_for(columns, linear.bits, WordForm::stream);
@@ -39,7 +39,7 @@ std::vector<StoredTensor> write_own(const QuantizedLinear& linear, DType weight_
     pack_words(linear.codes.data() + r * columns, 1, columns, linear.bits, WordForm::stream, codes.data() + r * words, 1);
   std::vector<StoredTensor> out;
   out.push_back(elements<std::uint32_t>("weight_codes", DType::i32, {linear.rows, static_cast<std::int64_t>(words)}, codes));
-  out.push_back(floats("weight_scales", linear.scale_type, {linear.rows, linear.num_groups()}, linear.scales));
+  out.push_back(floats("weight_scales", linear.scale_type, {linear.num_row_groups(), linear.num_groups()}, linear.scales));
   // One zero point for all is told with the form; integers take the bits of a code.
   const auto middle = static_cast<float>(1 << (linear.bits - 1));
   const float zero = linear.zeros.empty() || linear.symmetric ? middle : linear.zeros.front();
@@ -48,17 +48,17 @@ std::vector<StoredTensor> write_own(const QuantizedLinear& linear, DType weight_
   const bool integers = std::all_of(linear.zeros.begin(), linear.zeros.end(),
                                     [middle](float other) { return other >= 0 && other < 2 * middle && other == std::floor(other); });
   if (!one_zero && integers) {
-    const auto groups = static_cast<std::size_t>(linear.num_groups());
+    const auto groups = static_cast<std::size_t>(linear.num_groups()), row_groups = static_cast<std::size_t>(linear.num_row_groups());
     const std::size_t zero_words = words_for(groups, linear.bits, WordForm::stream);
-    std::vector<std::uint32_t> packed(rows * zero_words);
+    std::vector<std::uint32_t> packed(row_groups * zero_words);
     std::vector<std::uint8_t> of_row(groups);
-    for (std::size_t r = 0; r < rows; ++r) {
+    for (std::size_t r = 0; r < row_groups; ++r) {
       for (std::size_t g = 0; g < groups; ++g) of_row[g] = static_cast<std::uint8_t>(linear.zeros[r * groups + g]);
       pack_words(of_row.data(), 1, groups, linear.bits, WordForm::stream, packed.data() + r * zero_words, 1);
     }
-    out.push_back(elements<std::uint32_t>("weight_zeros", DType::i32, {linear.rows, static_cast<std::int64_t>(zero_words)}, packed));
+    out.push_back(elements<std::uint32_t>("weight_zeros", DType::i32, {linear.num_row_groups(), static_cast<std::int64_t>(zero_words)}, packed));
   } else if (!one_zero) {
-    out.push_back(floats("weight_zeros", linear.scale_type, {linear.rows, linear.num_groups()}, linear.zeros));
+    out.push_back(floats("weight_zeros", linear.scale_type, {linear.num_row_groups(), linear.num_groups()}, linear.zeros));
   }
   if (linear.rank > 0) {
     out.push_back(floats("weight_left", weight_type, {linear.rows, linear.rank}, linear.left));
@@ -69,9 +69,10 @@ std::vector<StoredTensor> write_own(const QuantizedLinear& linear, DType weight_
     out.push_back(elements<std::int64_t>("weight_added_at", DType::i64, {size}, linear.added_at));
     out.push_back(floats("weight_added", weight_type, {size}, linear.added));
   }
-  const std::string form =
-      fmt::format(R"({{"levels":"{}","bits":{},"group":{},"shape":[{},{}],"dtype":"{}"{}}})", info(linear.levels).name, linear.bits, linear.group,
-                  linear.rows, linear.columns, info(weight_type).torch_name, one_zero && zero != middle ? fmt::format(R"(,"zero":{})", zero) : "");
+  const std::string row_group = linear.row_group == 1 ? std::string() : fmt::format(R"(,"row_group":{})", linear.row_group);
+  const std::string form = fmt::format(R"({{"levels":"{}","bits":{},"group":{}{},"shape":[{},{}],"dtype":"{}"{}}})", info(linear.levels).name,
+                                       linear.bits, linear.group, row_group, linear.rows, linear.columns, info(weight_type).torch_name,
+                                       one_zero && zero != middle ? fmt::format(R"(,"zero":{})", zero) : "");
   out.push_back(elements<char>("weight_form", DType::u8, {static_cast<std::int64_t>(form.size())}, form));
   return out;
 }

@@ -269,6 +269,7 @@ Block::Block(BlockPass& pass, int layer) : pass_(pass), layer_(layer), tensors_(
 
 int Block::num_layers() const noexcept { return static_cast<int>(pass_.network_.config().layers.size()); }
 model::Network& Block::network() noexcept { return pass_.network_; }
+const CalibrationTokens& Block::tokens() const noexcept { return *pass_.tokens_; }
 
 std::vector<const model::BlockTensor*> Block::linears() const {
   std::vector<const model::BlockTensor*> all;

@@ -90,6 +90,8 @@ class Block {
   [[nodiscard]] std::vector<InputStatistics> statistics(const StatisticsRequest& request);
   /// Runs the block over all sequences for someone who looks: linear_input for each slice of rows, block_output for each batch.
   void run(BlockTap& tap, Stream stream = Stream::changed);
+  /// What the pass runs on.
+  [[nodiscard]] const CalibrationTokens& tokens() const noexcept;
   /// The batches in which sequences run, and what the block reads in one of them: [tokens, hidden].
   [[nodiscard]] std::span<const Activations::Batch> batches() const;
   [[nodiscard]] std::vector<float> input(const Activations::Batch& batch, Stream stream = Stream::changed) const;

@@ -91,7 +91,7 @@ std::uint64_t statistics_bytes(std::size_t width, const StatisticsRequest& reque
   const auto w = static_cast<std::uint64_t>(width);
   const std::uint64_t square = w * w * sizeof(double);
   return (request.gram ? square : 0) + (request.cross ? square : 0) + w * (3 * sizeof(double) + 3 * sizeof(float)) +
-         w * kBufferRows * sizeof(float) * (request.cross ? 2 : 1);
+         w * kBufferRows * sizeof(float) * (1 + (request.cross ? 1 : 0) + (request.token_weights ? 1 : 0));
 }
 
 // ---- Products
@@ -149,6 +149,7 @@ class StatisticsTap::Sums {
     out_.min.resize(width, std::numeric_limits<float>::infinity());
     out_.max.resize(width, -std::numeric_limits<float>::infinity());
     buffer_.resize(rows_at_once_ * width);
+    if (request.token_weights) weighted_.resize(buffer_.size());
     if (request.gram) gram_.emplace_back(width, width, true);
     if (request.cross && point.expert < 0) {
       cross_.emplace_back(width, width, false);
@@ -158,17 +159,24 @@ class StatisticsTap::Sums {
 
   [[nodiscard]] bool wants_original() const noexcept { return !cross_.empty(); }
 
-  void add(const float* row, const float* original, bool skips_non_finite, ThreadTeam& team) {
+  /// weight: of the token, in products.
+  void add(const float* row, const float* original, double weight, bool skips_non_finite, ThreadTeam& team) {
     if (skips_non_finite &&
         (math::count_non_finite({row, out_.width}) > 0 || (original != nullptr && math::count_non_finite({original, out_.width}) > 0))) {
       ++out_.num_skipped;
       return;
     }
     std::memcpy(buffer_.data() + filled_ * out_.width, row, out_.width * sizeof(float));
+    // Both factors of a product take the root of the weight.
+    const auto root = static_cast<float>(std::sqrt(weight));
+    if (!weighted_.empty()) {
+      float* weighted = weighted_.data() + filled_ * out_.width;
+      for (std::size_t c = 0; c < out_.width; ++c) weighted[c] = row[c] * root;
+    }
     if (wants_original()) {
       WEFT_ASSERT(original != nullptr);
       float* difference = differences_.data() + filled_ * out_.width;
-      for (std::size_t c = 0; c < out_.width; ++c) difference[c] = original[c] - row[c];
+      for (std::size_t c = 0; c < out_.width; ++c) difference[c] = (original[c] - row[c]) * root;
     }
     if (++filled_ == rows_at_once_) flush(team);
   }
@@ -201,8 +209,9 @@ class StatisticsTap::Sums {
       }
     };
     team.for_each((width + kColumns - 1) / kColumns, [&](std::size_t unit, int) { columns_unit(unit); });
-    if (!gram_.empty()) gram_.front().add(rows, width, rows, width, filled_, team);
-    if (!cross_.empty()) cross_.front().add(differences_.data(), width, rows, width, filled_, team);
+    const float* factors = weighted_.empty() ? rows : weighted_.data();
+    if (!gram_.empty()) gram_.front().add(factors, width, factors, width, filled_, team);
+    if (!cross_.empty()) cross_.front().add(differences_.data(), width, factors, width, filled_, team);
     out_.num_tokens += filled_;
     filled_ = 0;
   }
@@ -210,7 +219,7 @@ class StatisticsTap::Sums {
   InputStatistics out_;
   std::size_t rows_at_once_;
   std::size_t filled_ = 0;
-  std::vector<float> buffer_, differences_;
+  std::vector<float> buffer_, weighted_, differences_;
   std::vector<RowProducts> gram_, cross_;  ///< none or one
 };
 
@@ -233,9 +242,14 @@ void StatisticsTap::linear_input(int, Role role, int expert, std::size_t first_r
   if (!request_.points.empty() && std::find(request_.points.begin(), request_.points.end(), point) == request_.points.end()) return;
   std::unique_ptr<Sums>& sums = sums_[point];
   if (!sums) sums = std::make_unique<Sums>(point, rows.num_columns, request_);
-  for (std::size_t r = 0; r < rows.num_rows; ++r)
-    sums->add(rows.row(r), sums->wants_original() ? recorder_->row(point, first_row + r) : nullptr, skips_non_finite_, team_);
+  for (std::size_t r = 0; r < rows.num_rows; ++r) {
+    // Which tokens went to an expert is not told.
+    const double weight = request_.token_weights && expert < 0 ? request_.token_weights->at(first_token_ + first_row + r) : 1;
+    sums->add(rows.row(r), sums->wants_original() ? recorder_->row(point, first_row + r) : nullptr, weight, skips_non_finite_, team_);
+  }
 }
+
+void StatisticsTap::batch(std::size_t, std::size_t, std::uint64_t first_token) { first_token_ = first_token; }
 
 std::vector<InputStatistics> StatisticsTap::finish() {
   std::vector<InputStatistics> all;

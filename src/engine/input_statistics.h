@@ -46,6 +46,9 @@ struct StatisticsRequest {
   bool gram = false;
   bool cross = false;              ///< needs both streams
   std::vector<InputPoint> points;  ///< empty: all
+  /// How much each token of all sequences counts in gram and cross; null: all alike, as those of experts always
+  /// do. The sums of columns are of all tokens alike.
+  std::shared_ptr<const std::vector<double>> token_weights = {};
   /// The last look at this block, which will not be changed any more: its activations go on in the same run, which saves another one.
   bool last = false;
 };
@@ -77,6 +80,7 @@ class StatisticsTap final : public BlockTap {
   StatisticsTap(StatisticsRequest request, bool skips_non_finite, ThreadTeam& team);
   ~StatisticsTap() override;
 
+  void batch(std::size_t first_sequence, std::size_t num_sequences, std::uint64_t first_token) override;
   void linear_input(int layer, model::Role role, int expert, std::size_t first_row, const model::Rows& rows) override;
 
   /// What the unchanged block read in this batch; for `cross`, before the batch is run through the changed one.
@@ -91,6 +95,7 @@ class StatisticsTap final : public BlockTap {
   StatisticsRequest request_;
   bool skips_non_finite_;
   ThreadTeam& team_;
+  std::uint64_t first_token_ = 0;  ///< of the batch
   std::map<InputPoint, std::unique_ptr<Sums>> sums_;
   std::unique_ptr<Recorder> recorder_;
 };

@@ -2,23 +2,18 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 #include <utility>
 
-#include "engine/linear_step.h"
+#include "engine/linear_scales.h"
 #include "math/convert.h"
-#include "quantize/scale_fold.h"
+#include "quantize/dual_scale.h"
 #include "weft/error.h"
 
-// AWQ and SmoothQuant: scales of channels, folded into the norm or the matrix that writes them.
+// AWQ, SmoothQuant and D2Quant's DSQ: scales of channels, folded into the norm or the matrix that writes them.
 namespace weft::engine {
 namespace {
 
 using model::Role;
-
-/// Scales of the channels that matrices read; empty where none are better than none.
-using ChooseScales =
-    std::function<std::vector<float>(std::span<const quantize::Reader> readers, const InputStatistics& read, const LinearTarget& target)>;
 
 std::vector<float> choose(const LinearPlan& plan, const Block& block, const std::vector<const model::BlockTensor*>& tensors,
                           const InputStatistics& read, const ChooseScales& choose_scales) {
@@ -63,8 +58,9 @@ void apply_fold(const LinearPlan& plan, Block& block, const std::vector<float>& 
 /// Whether a channel of what the values' matrix writes is the same channel of what the output's reads.
 bool folds_values(const model::NetworkConfig& network) { return network.heads == network.kv_heads; }
 
-/// What divides a channel, where a norm or a matrix writes it alone.
-void fold_scales(LinearPlan& plan, Block& block, const ChooseScales& choose_scales) {
+}  // namespace
+
+void fold_scales(LinearPlan& plan, Block& block, const ChooseScales& choose_scales, bool needs_gram) {
   const model::NetworkConfig& network = block.network().config();
   const auto of_role = [&](std::initializer_list<Role> roles) {
     std::vector<const model::BlockTensor*> found;
@@ -79,7 +75,7 @@ void fold_scales(LinearPlan& plan, Block& block, const ChooseScales& choose_scal
     return found;
   };
   StatisticsRequest request;
-  request.gram = true;
+  request.gram = needs_gram;
   std::vector<InputStatistics> statistics = block.statistics(request);
   const auto at = [&](Role role) -> InputStatistics* {
     for (InputStatistics& one : statistics)
@@ -137,49 +133,93 @@ void fold_scales(LinearPlan& plan, Block& block, const ChooseScales& choose_scal
       LinearMatrix matrix = block.matrix(writer.tensor->name);
       quantize::divide_rows(matrix.values, static_cast<std::int64_t>(matrix.columns), exact);
       block.set_matrix(writer.tensor->name, matrix);
+      // A bias is added behind the rows.
+      const std::string bias_name = writer.tensor->name.substr(0, writer.tensor->name.rfind('.')) + ".bias";
+      for (const model::BlockTensor& tensor : block.tensors()) {
+        if (tensor.tensor->name != bias_name) continue;
+        std::vector<float> bias = block.values(bias_name);
+        quantize::divide_rows(bias, 1, exact);
+        block.emit(bias_name, tensor.tensor->dtype, tensor.tensor->shape, bias);
+        block.set_values(bias_name, std::move(bias));
+      }
       return true;
     });
   };
   // Behind an activation that is no multiple of its argument only a gated layer's `up` can take a scale. Each expert has its own.
-  if (!has_bias(Role::up))
-    for (const model::BlockTensor* down : of_role({Role::down})) {
-      const auto of_expert = [&](Role role) {
-        std::vector<const model::BlockTensor*> found = of_role({role});
-        std::erase_if(found, [&](const model::BlockTensor* tensor) { return tensor->slot.expert != down->slot.expert; });
-        return found;
-      };
-      const auto up = of_expert(Role::up);
-      if (up.size() == 1 && of_expert(Role::gate).size() == 1 && of_expert(Role::down).size() == 1) fold_rows(*up.front(), *down);
-    }
+  for (const model::BlockTensor* down : of_role({Role::down})) {
+    const auto of_expert = [&](Role role) {
+      std::vector<const model::BlockTensor*> found = of_role({role});
+      std::erase_if(found, [&](const model::BlockTensor* tensor) { return tensor->slot.expert != down->slot.expert; });
+      return found;
+    };
+    const auto up = of_expert(Role::up);
+    if (up.size() == 1 && of_expert(Role::gate).size() == 1 && of_expert(Role::down).size() == 1) fold_rows(*up.front(), *down);
+  }
   // What attention reads of values is a mean of them, channel by channel, where each head has its own.
   const auto v = of_role({Role::v}), o = of_role({Role::o});
   if (folds_values(network) && v.size() == 1 && o.size() == 1 && !has_bias(Role::v)) fold_rows(*v.front(), *o.front());
 }
 
+namespace {
+
 class AwqStep final : public LinearStep {
  public:
   void before_block(LinearPlan& plan, Block& block) override {
-    fold_scales(plan, block, [&](std::span<const quantize::Reader> readers, const InputStatistics& read, const LinearTarget& target) {
-      std::vector<double> mean(read.sum_abs);
-      for (double& value : mean) value /= static_cast<double>(read.num_tokens);
-      const quantize::ScaleChoice choice = quantize::search_awq(readers, target.columns, mean, read.gram, plan.options_for(target));
-      return choice.exponent == 0 ? std::vector<float>() : choice.scales;
-    });
+    fold_scales(
+        plan, block,
+        [&](std::span<const quantize::Reader> readers, const InputStatistics& read, const LinearTarget& target) {
+          std::vector<double> mean(read.sum_abs);
+          for (double& value : mean) value /= static_cast<double>(read.num_tokens);
+          const quantize::ScaleChoice choice = quantize::search_awq(readers, target.columns, mean, read.gram, plan.options_for(target));
+          return choice.exponent == 0 ? std::vector<float>() : choice.scales;
+        },
+        true);
   }
 };
 
 class SmoothStep final : public LinearStep {
  public:
   void before_block(LinearPlan& plan, Block& block) override {
-    fold_scales(plan, block, [&](std::span<const quantize::Reader> readers, const InputStatistics& read, const LinearTarget& target) {
-      return quantize::smooth_scales(readers, target.columns, read.max_abs, plan.options.smoothing);
-    });
+    fold_scales(
+        plan, block,
+        [&](std::span<const quantize::Reader> readers, const InputStatistics& read, const LinearTarget& target) {
+          return quantize::smooth_scales(readers, target.columns, read.max_abs, plan.options.smoothing);
+        },
+        false);
   }
+};
+
+/// Up's rows are multiplied by the second scale of down. Their own scales follow, so that up loses neither more nor less.
+class DsqStep final : public LinearStep {
+ public:
+  explicit DsqStep(const LinearPlan& plan) : rounds_(static_cast<int>(step_parameter(plan.options, "dsq", "rounds"))) {}
+  void before_block(LinearPlan& plan, Block& block) override {
+    bool has_place = false;
+    fold_scales(
+        plan, block,
+        [&](std::span<const quantize::Reader> readers, const InputStatistics& read, const LinearTarget& target) {
+          std::vector<float> scales;
+          if (read.point.role != Role::down || readers.size() != 1) return scales;
+          has_place = true;
+          const quantize::DualScale found =
+              quantize::search_dual_scale(readers.front().weights, target.rows, target.columns, read.gram, plan.options_for(target), rounds_);
+          if (!(found.loss < found.plain_loss)) return scales;
+          for (const float channel : found.channel) scales.push_back(1 / channel);
+          return scales;
+        },
+        true);
+    if (!has_place && block.layer() == 0)
+      block.note("warning dsq", "dsq does nothing in blocks without matrices up and gate of their own, one of which could take scales over");
+  }
+
+ private:
+  int rounds_;
 };
 
 }  // namespace
 
 std::unique_ptr<LinearStep> make_awq_step(const LinearPlan&) { return std::make_unique<AwqStep>(); }
 std::unique_ptr<LinearStep> make_smooth_step(const LinearPlan&) { return std::make_unique<SmoothStep>(); }
+std::unique_ptr<LinearStep> make_dsq_step(const LinearPlan& plan) { return std::make_unique<DsqStep>(plan); }
 
 }  // namespace weft::engine

@@ -14,8 +14,43 @@ namespace weft::engine {
 const std::vector<LinearStepInfo>& linear_steps() {
   using enum StepPlace;
   static const std::vector<LinearStepInfo> kSteps = {
+      {"rotate",
+       model,
+       false,
+       false,
+       "the residual stream and values of attention turned by Hadamard matrices (--seed)",
+       "QuaRot",
+       {},
+       make_rotate_step},
       {"awq", channel, true, false, "scales of channels by how loudly they are read, so that loud ones lose less", "AWQ", {}, make_awq_step},
       {"smooth", channel, true, false, "scales of channels that even out inputs and weights", "SmoothQuant", {}, make_smooth_step},
+      {"smoothplus",
+       channel,
+       true,
+       false,
+       "smooth by the one exponent with which the whole model loses least",
+       "SmoothQuant+",
+       {{"step", 0.05, 0.01, 1, "from one exponent to the next, 0 to 1"}, {"tokens", 8192, 2, 1e9, "of the calibration text that each is tried on"}},
+       make_smoothplus_step},
+      {"dsq",
+       channel,
+       true,
+       false,
+       "a second scale for each input of down, which up takes over",
+       "D2Quant",
+       {{"rounds", 6, 1, 100, "in which codes and scales are found in turn"}},
+       make_dsq_step},
+      {"rsq",
+       weights,
+       true,
+       false,
+       "tokens count by the attention that they receive",
+       "RSQ",
+       {{"least", 0.005, 1e-6, 1, "what the token that receives least counts, against 1 for the one that receives most"},
+        {"first", 0, 0, 1, "1: the first eighth of each sequence counts instead, and nothing else"},
+        {"copies", 1, 1, 64, "of each sequence, each beginning further on"}},
+       make_rsq_step},
+      {"adadim", weights, true, true, "groups along inputs or outputs, whichever changes less of what comes out", "AdaDim", {}, make_adadim_step},
       {"clip", weights, true, false, "the range of each group narrowed to where rounding loses least", "AWQ", {}, make_clip_step},
       {"halfway",
        weights,
@@ -47,6 +82,14 @@ const std::vector<LinearStepInfo>& linear_steps() {
        {{"rounds", 4, 1, 1000, "over all codes and scales, at most"}, {"damping", 0.05, 0, 1000, "the more, the nearer to plain rounding"}},
        make_refine_step},
       {"lorc", repair, false, true, "the error's largest part kept as a product of two thin matrices", "ZeroQuant-FP", {}, make_lorc_step},
+      {"dac",
+       repair,
+       true,
+       false,
+       "biases that put back what quantized layers shift in the means that norms give",
+       "D2Quant",
+       {{"prior", 256, 0, 1e9, "tokens' worth of no shift that the shift is drawn towards"}},
+       make_dac_step},
   };
   return kSteps;
 }
@@ -156,9 +199,11 @@ void LinearLayer::warn(std::string_view key, std::string text) {
 }
 
 void LinearLayer::for_each_slab(const std::function<void(std::int64_t first, std::int64_t count)>& work) const {
-  constexpr std::int64_t kSlab = 64;
+  std::int64_t slab = 64;
+  // Rows that share scales stay together.
+  if (solver.by_output) slab = solver.group <= 0 ? target.rows : (slab + solver.group - 1) / solver.group * solver.group;
   std::vector<std::pair<std::int64_t, std::int64_t>> slabs;
-  for (std::int64_t first = 0; first < target.rows; first += kSlab) slabs.emplace_back(first, std::min(kSlab, target.rows - first));
+  for (std::int64_t first = 0; first < target.rows; first += slab) slabs.emplace_back(first, std::min(slab, target.rows - first));
   if (block == nullptr) {
     for (const auto& [first, count] : slabs) work(first, count);
     return;

@@ -60,6 +60,10 @@ class LinearStep {
   /// Each layer must read what the ones before it give after they were quantized.
   [[nodiscard]] virtual bool in_sequence() const { return false; }
   virtual void want(StatisticsRequest& request, const LinearPlan& plan) const { static_cast<void>(request), static_cast<void>(plan); }
+  /// With the model that runs, before its blocks are passed: steps that look at the whole of it. tokens: may be replaced by others.
+  virtual void before_pass(LinearPlan& plan, RunningModel& model, std::shared_ptr<const CalibrationTokens>& tokens) {
+    static_cast<void>(plan), static_cast<void>(model), static_cast<void>(tokens);
+  }
   virtual void before_block(LinearPlan& plan, Block& block) { static_cast<void>(plan), static_cast<void>(block); }
   /// Statistics are gathered anew: what was made of earlier ones is of no use.
   virtual void new_statistics() {}
@@ -88,6 +92,17 @@ void check_step_parameters(const LinearQuantizeOptions& options);
 // linear_scales.cc
 [[nodiscard]] std::unique_ptr<LinearStep> make_awq_step(const LinearPlan& plan);
 [[nodiscard]] std::unique_ptr<LinearStep> make_smooth_step(const LinearPlan& plan);
+[[nodiscard]] std::unique_ptr<LinearStep> make_dsq_step(const LinearPlan& plan);
+// linear_smoothplus.cc
+[[nodiscard]] std::unique_ptr<LinearStep> make_smoothplus_step(const LinearPlan& plan);
+// linear_rotation.cc
+[[nodiscard]] std::unique_ptr<LinearStep> make_rotate_step(const LinearPlan& plan);
+// linear_tokens.cc
+[[nodiscard]] std::unique_ptr<LinearStep> make_rsq_step(const LinearPlan& plan);
+// linear_axis.cc
+[[nodiscard]] std::unique_ptr<LinearStep> make_adadim_step(const LinearPlan& plan);
+// linear_shift.cc
+[[nodiscard]] std::unique_ptr<LinearStep> make_dac_step(const LinearPlan& plan);
 // linear_additions.cc
 [[nodiscard]] std::unique_ptr<LinearStep> make_exact_step(const LinearPlan& plan);
 [[nodiscard]] std::unique_ptr<LinearStep> make_lorc_step(const LinearPlan& plan);

@@ -19,6 +19,7 @@
 #include "engine/model_config.h"
 #include "engine/quantize_format.h"
 #include "engine/quantize_keys.h"
+#include "engine/whole_model.h"
 #include "model/gguf_mix.h"
 #include "model/gguf_model.h"
 #include "weft/error.h"
@@ -393,10 +394,30 @@ class Plan {
   bool any_importance_ = false;
 };
 
+/// The one step of folders' methods that GGUF files take: it makes another model first.
+bool rotates(const QuantizeOptions& options) { return options.method == "rotate" || options.method == "rotate+rtn"; }
+
 OutputJob make_job(const QuantizeRequest& request, const GgufChooser& choose) {
-  if (request.made != nullptr) return gguf_output_job(std::move(*request.made), request.output, choose);
+  if (request.made != nullptr) {
+    if (rotates(request.options)) rotate_model(*request.made, request.options.seed, request.options.allow_requantize);
+    return gguf_output_job(std::move(*request.made), request.output, choose);
+  }
   const std::shared_ptr<const Checkpoint>& checkpoint = request.checkpoint;
   OutputJob job = [&] {
+    if (rotates(request.options)) {
+      for (const TensorInfo& tensor : checkpoint->tensors())
+        if (!tensor.stored_as.empty() && !request.options.allow_requantize)
+          throw Error(ErrorCode::invalid_argument, fmt::format("tensor '{}' is quantized already, as {}", printable(tensor.name), tensor.stored_as),
+                      {.tensor = printable(tensor.name)}, "turn the original weights, or accept a second loss with --allow-requantize");
+      LazyModel turned = open_lazy_model(request.model);
+      rotate_model(turned, request.options.seed, request.options.allow_requantize);
+      const ScratchFolder folder;  // only the tokenizer is read from it, and at once
+      write_companions(turned, folder.path());
+      OutputJob made =
+          gguf_job_choosing({request.model, checkpoint_of(turned), *turned.parts.config, folder.path(), title_of(checkpoint->path())}, choose);
+      made.warnings.insert(made.warnings.begin(), turned.warnings.begin(), turned.warnings.end());
+      return made;
+    }
     if (as_gguf(*checkpoint) != nullptr) return gguf_copy_job_choosing(request.model, checkpoint, choose);
     if (std::optional<model::HuggingFaceModel> held = adapt::held_model(checkpoint)) {  // a GGUF file with adapters folded in
       const fs::path file = held->file->path();
@@ -432,9 +453,13 @@ QuantizeReport quantize_gguf(const QuantizeRequest& request) {
                 "choose a type by its bits a weight ('weft help quantize' lists them), or write --format gptq");
   const QuantizeOptions& options = request.options;
   const model::GgufFileType& file_type = model::gguf_file_type(request.argument);
-  if (!options.method.empty() && options.method != "rtn")
+  if (!options.method.empty() && options.method != "rtn" && !rotates(options))
     refuse(fmt::format("GGUF files are written with the search of their types, not with '{}'", printable(options.method)), "method",
-           "leave --method out; --imatrix and --better improve the search");
+           "leave --method out, or turn the model first with rotate; --imatrix and --better improve the search");
+  if (rotates(options) && !options.imatrix.empty())
+    refuse("an importance matrix is of the model as it is, whose channels mean something else once it is turned", "imatrix",
+           "write the turned model first ('weft edit --fold-norms --rotate residual --rotate value.*'), and calibrate that");
+  if (rotates(options) && options.keep_split) refuse("a model that is turned is written anew, without the parts of its file", "keep-split");
   if (concerns_folders(options.linear))
     refuse("GGUF files have none of the options of folders", "format",
            "leave them out, or write a folder; what a text says of the weights comes as --imatrix, from 'weft calibrate'");
@@ -447,6 +472,7 @@ QuantizeReport quantize_gguf(const QuantizeRequest& request) {
   job.single_file = request.output.extension() == ".gguf";
   job.ingredients = request.ingredients;
   job.ingredients.push_back({"--format", std::string(file_type.name)});
+  if (rotates(options)) job.ingredients.push_back({"--method", fmt::format("rotate by seed {}", options.seed)});
   plan.finish(job);
 
   QuantizeReport report;

@@ -235,6 +235,7 @@ class LinearJob {
                     "give --calibration FILE, or use --method rtn");
     running_ = std::make_unique<RunningModel>(name_.empty() ? files_of(lazy_) : open_model_files(name_), options_);
     if (tokens_ == nullptr) tokens_ = read_calibration_text(*running_, *options_.calibration, options_.seed).tokens;
+    for (const std::unique_ptr<LinearStep>& step : plan_.steps) step->before_pass(plan_, *running_, tokens_);
   }
 
   std::shared_ptr<const Checkpoint> run_blocks() {
@@ -420,7 +421,11 @@ class LinearJob {
       std::string module;
       for (std::size_t dot = tensor.name.find('.'); dot != std::string::npos; dot = tensor.name.find('.', dot + 1))
         if (modules.contains(tensor.name.substr(0, dot))) module = tensor.name.substr(0, dot);
-      if (module.empty())
+      // Biases that the model has already are changed ones, not parts of the packed layer.
+      const bool is_known = !module.empty() && std::any_of(lazy_.parts.tensors.begin(), lazy_.parts.tensors.end(), [&](const edit::Tensor& part) {
+        return part.name == tensor.name && plan_.find(part.name) == nullptr;
+      });
+      if (module.empty() || is_known)
         changed.emplace(tensor.name, &tensor);
       else
         by_module[module].push_back(&tensor);
@@ -480,6 +485,7 @@ class LinearJob {
              fmt::format("search {}, damping {}, order {}, drift {}, smoothing {}, rank {}, exact {}", options_.search, options_.damping,
                          options_.order, options_.drift, options_.smoothing, options_.rank, options_.exact)},
             {"--set", parameters},
+            {"--seed", std::to_string(options_.seed)},
             {"the rules", rules},
             {"--budget", fmt::format("{} bits a weight, {} bytes, by {} of {}", options_.budget_bits.value_or(0), options_.budget_bytes.value_or(0),
                                      options_.budget_by, fmt::join(budget_ ? budget_->widths() : options_.widths, ","))},

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "base/check.h"
 #include "math/lapack.h"
 
 namespace weft::quantize {
@@ -17,9 +18,7 @@ using codec::SliceScale;
 /// Columns within a block whose effect on each other is added one by one.
 constexpr std::int64_t kNearColumns = 16;
 
-std::int64_t group_of(const SolverOptions& options, std::int64_t columns) {
-  return options.group <= 0 || options.group > columns ? columns : options.group;
-}
+std::int64_t group_of(const SolverOptions& options, std::int64_t size) { return options.group <= 0 || options.group > size ? size : options.group; }
 
 QuantizedLinear empty_linear(std::int64_t rows, std::int64_t columns, const SolverOptions& options) {
   QuantizedLinear out;
@@ -27,24 +26,25 @@ QuantizedLinear empty_linear(std::int64_t rows, std::int64_t columns, const Solv
   out.columns = columns;
   out.levels = options.format.levels;
   out.bits = options.format.code_bits();
-  out.group = group_of(options, columns);
+  out.group = options.by_output ? 1 : group_of(options, columns);
+  out.row_group = options.by_output ? group_of(options, rows) : 1;
   out.scale_type = options.format.scale_type;
   const bool integers = out.levels == Levels::integer;
   out.symmetric = integers && options.format.zero != codec::Zero::affine && options.format.zero != codec::Zero::offset &&
                   options.format.zero != codec::Zero::halfway;
   out.codes.resize(static_cast<std::size_t>(rows * columns));
-  out.scales.resize(static_cast<std::size_t>(rows * out.num_groups()));
+  out.scales.resize(static_cast<std::size_t>(out.num_row_groups() * out.num_groups()));
   if (integers) out.zeros.resize(out.scales.size());
   return out;
 }
 
 void put_scale(QuantizedLinear& out, std::int64_t row, std::int64_t group, const SliceScale& scale) {
-  const auto at = static_cast<std::size_t>(row * out.num_groups() + group);
+  const auto at = static_cast<std::size_t>(row / out.row_group * out.num_groups() + group);
   out.scales[at] = scale.scale;
   if (!out.zeros.empty()) out.zeros[at] = scale.zero;
 }
 SliceScale scale_at(const QuantizedLinear& out, std::int64_t row, std::int64_t group) {
-  const auto at = static_cast<std::size_t>(row * out.num_groups() + group);
+  const auto at = static_cast<std::size_t>(row / out.row_group * out.num_groups() + group);
   return {out.scales[at], out.zeros.empty() ? 0.0F : out.zeros[at]};
 }
 
@@ -75,6 +75,20 @@ std::vector<double> projected(const std::vector<double>& matrix, const std::vect
 QuantizedLinear round_to_nearest(std::span<const float> weights, std::int64_t rows, std::int64_t columns, const SolverOptions& options,
                                  std::span<const float> importance) {
   QuantizedLinear out = empty_linear(rows, columns, options);
+  if (options.by_output) {
+    std::vector<float> slice;
+    for (std::int64_t first = 0; first < rows; first += out.row_group)
+      for (std::int64_t c = 0; c < columns; ++c) {
+        const std::int64_t end = std::min(rows, first + out.row_group);
+        slice.clear();
+        for (std::int64_t r = first; r < end; ++r) slice.push_back(weights[static_cast<std::size_t>(r * columns + c)]);
+        const SliceScale scale = codec::fit_slice(slice, {}, options.format);
+        put_scale(out, first, c, scale);
+        for (std::int64_t r = first; r < end; ++r)
+          out.codes[static_cast<std::size_t>(r * columns + c)] = codec::encode(slice[static_cast<std::size_t>(r - first)], scale, options.format);
+      }
+    return out;
+  }
   for (std::int64_t r = 0; r < rows; ++r) {
     for (std::int64_t g = 0; g < out.num_groups(); ++g) {
       const std::int64_t first = g * out.group, count = std::min(out.group, columns - first);
@@ -157,7 +171,7 @@ Factor factorise(std::span<const double> gram, std::int64_t columns, const Solve
 
 QuantizedLinear prepare(std::int64_t rows, std::int64_t columns, const SolverOptions& options, const Factor& factor) {
   QuantizedLinear out = empty_linear(rows, columns, options);
-  if (factor.usable && options.order == Order::by_activation && !options.static_groups && out.num_groups() > 1) {
+  if (factor.usable && options.order == Order::by_activation && !options.by_output && !options.static_groups && out.num_groups() > 1) {
     out.group_of.resize(static_cast<std::size_t>(columns));
     for (std::int64_t p = 0; p < columns; ++p)
       out.group_of[static_cast<std::size_t>(factor.order[static_cast<std::size_t>(p)])] = static_cast<std::int32_t>(p / out.group);
@@ -169,7 +183,8 @@ void compensate_rows(std::span<const float> weights, const Factor& factor, const
                      QuantizedLinear& out) {
   const std::int64_t n = out.columns;
   const auto num_rows = static_cast<std::size_t>(count);
-  const bool fixed_scales = out.num_groups() == 1 || options.static_groups;
+  const bool by_output = options.by_output;
+  const bool fixed_scales = !by_output && (out.num_groups() == 1 || options.static_groups);
   // A column after another, in working order; what nothing is read from becomes 0.
   std::vector<double> work(static_cast<std::size_t>(n) * num_rows);
   for (std::int64_t p = 0; p < n; ++p) {
@@ -196,8 +211,8 @@ void compensate_rows(std::span<const float> weights, const Factor& factor, const
   }
   // Blocks end where groups begin, so that no group is fitted to weights that an error has still to reach.
   std::int64_t step = std::max<std::int64_t>(1, options.block);
-  if (!fixed_scales) step = out.group >= step ? out.group : step / out.group * out.group;
-  const std::int64_t small = fixed_scales || out.group % kNearColumns == 0 || kNearColumns % out.group == 0 ? kNearColumns : step;
+  if (!fixed_scales && !by_output) step = out.group >= step ? out.group : step / out.group * out.group;
+  const std::int64_t small = fixed_scales || by_output || out.group % kNearColumns == 0 || kNearColumns % out.group == 0 ? kNearColumns : step;
   const bool drifts = !factor.drift.empty(), has_residual = !factor.residual.empty();
   std::vector<double> errors(static_cast<std::size_t>(step) * num_rows), before, residual;
   if (drifts) before.resize(errors.size());
@@ -217,9 +232,17 @@ void compensate_rows(std::span<const float> weights, const Factor& factor, const
     const std::int64_t end = std::min(n, begin + step);
     for (std::int64_t p = begin; p < end; ++p) {
       const std::int64_t column = factor.order[static_cast<std::size_t>(p)];
-      const std::int64_t group =
-          out.group_of.empty() ? (fixed_scales || options.order == Order::as_stored ? column / out.group : p / out.group) : p / out.group;
-      if (!fixed_scales && p % out.group == 0) {
+      const std::int64_t group = by_output              ? column
+                                 : out.group_of.empty() ? (fixed_scales || options.order == Order::as_stored ? column / out.group : p / out.group)
+                                                        : p / out.group;
+      if (by_output) {
+        for (std::int64_t r = 0; r < count; r += out.row_group) {
+          slice.clear();
+          for (std::int64_t i = r; i < std::min(count, r + out.row_group); ++i)
+            slice.push_back(static_cast<float>(work[static_cast<std::size_t>(p * count + i)]));
+          put_scale(out, first + r, group, codec::fit_slice(slice, {}, options.format));
+        }
+      } else if (!fixed_scales && p % out.group == 0) {
         for (std::int64_t r = 0; r < count; ++r)
           fit(first + r, group, [&](std::int64_t c) {
             slice.push_back(static_cast<float>(work[static_cast<std::size_t>(c * count + r)]));

@@ -16,6 +16,8 @@ enum class Order : std::uint8_t { as_stored, by_activation };
 struct SolverOptions {
   codec::SliceFormat format;
   std::int64_t group = 128;  ///< columns a scale; 0: a row
+  /// AdaDim: a scale stands for `group` rows of one column instead (0: the whole column), and is found when the column's turn comes.
+  bool by_output = false;
   Order order = Order::by_activation;
   /// Groups of neighbouring columns, with scales from the weights as they came: needs no map of groups in the file. Otherwise groups are of columns
   /// as they are worked on, with scales from what is left of them then.
@@ -47,7 +49,8 @@ struct Factor {
 /// gram: sum x^T x. cross: sum (original - x)^T x; empty: none. The damping grows tenfold until the matrix is positive definite.
 [[nodiscard]] Factor factorise(std::span<const double> gram, std::int64_t columns, const SolverOptions& options, std::span<const double> cross = {});
 
-/// Compensated codes of rows [first, first + count) into `out`, which prepare() made. Rows do not depend on each other. weights: the whole matrix.
+/// Compensated codes of rows [first, first + count) into `out`, which prepare() made. Rows do not depend on each other, but for those that share a
+/// scale (by_output): they are done together. weights: the whole matrix.
 [[nodiscard]] codec::QuantizedLinear prepare(std::int64_t rows, std::int64_t columns, const SolverOptions& options, const Factor& factor);
 void compensate_rows(std::span<const float> weights, const Factor& factor, const SolverOptions& options, std::int64_t first, std::int64_t count,
                      codec::QuantizedLinear& out);

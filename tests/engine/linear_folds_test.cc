@@ -1,0 +1,263 @@
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "checkpoint/json.h"
+#include "engine/block_pass.h"
+#include "engine/lazy_model.h"
+#include "engine/quantize_linear.h"
+#include "engine/running_model.h"
+#include "math/convert.h"
+#include "model/space_map.h"
+#include "support/errors.h"
+#include "support/temporary_folder.h"
+
+// Steps that turn, scale and shift what layers read, from end to end: rotate, rsq, adadim, dsq, dac, smoothplus.
+namespace weft::engine {
+namespace {
+
+namespace fs = std::filesystem;
+using model::Role;
+using testing::TemporaryFolder;
+
+const std::string kModel = std::string(WEFT_SOURCE_DIR) + "/models/tiny-base";
+
+std::shared_ptr<const CalibrationTokens> some_tokens(std::size_t num_sequences, std::size_t length) {
+  auto tokens = std::make_shared<CalibrationTokens>();
+  std::uint32_t state = 1;
+  for (std::size_t s = 0; s < num_sequences; ++s) {
+    auto& sequence = tokens->sequences.emplace_back();
+    for (std::size_t t = 0; t < length; ++t) {
+      state = state * 1664525U + 1013904223U;
+      sequence.push_back((state >> 8) % 1000);
+    }
+  }
+  return tokens;
+}
+
+std::vector<float> values_of(const Checkpoint& checkpoint, const std::string& name) {
+  const TensorInfo& tensor = checkpoint.tensor(name);
+  std::vector<std::byte> bytes(tensor.size_bytes);
+  checkpoint.read_bytes(tensor, 0, bytes);
+  std::vector<float> values(tensor.num_elements);
+  math::decode(tensor.dtype, bytes, values);
+  return values;
+}
+
+std::vector<float> logits_of(const std::string& model) {
+  RunningModel running(model, {});
+  const std::vector<std::uint32_t> ids = some_tokens(1, 40)->sequences.front();
+  const model::TokenChunk chunk{nullptr, ids, {}};
+  std::vector<float> rows = running.network().run(std::span(&chunk, 1));
+  const auto hidden = static_cast<std::size_t>(running.config().hidden);
+  std::vector<float> out(ids.size() * static_cast<std::size_t>(running.config().vocab));
+  running.network().logits({rows.data(), ids.size(), hidden, hidden}, out);
+  return out;
+}
+double relative(const std::vector<float>& a, const std::vector<float>& b) {
+  double difference = 0, size = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    difference += std::pow(static_cast<double>(a[i]) - static_cast<double>(b[i]), 2);
+    size += std::pow(static_cast<double>(a[i]), 2);
+  }
+  return std::sqrt(difference / size);
+}
+
+LinearQuantizeOptions with(const std::string& method, const std::string& format, int bits, std::int64_t group) {
+  LinearQuantizeOptions options;
+  options.method = method;
+  options.format = format;
+  options.bits = bits;
+  options.group = group;
+  return options;
+}
+
+/// The model with four channels of each norm 30 times as loud, and what reads them a thirtieth: the same function, with outlying activations.
+LazyModel with_outliers() {
+  LazyModel model = open_lazy_model(kModel);
+  cast_all(model, DType::f32);
+  std::vector<model::SpaceMap> maps;
+  for (int layer = 0; layer < 2; ++layer)
+    for (const char* norm : {"attention_in", "mlp_in"}) {
+      std::vector<double> factors(256, 1.0);
+      for (const std::size_t channel : {17U, 90U, 141U, 230U}) factors[channel] = 30;
+      maps.push_back(model::scaled(fmt::format("{}.{}", norm, layer), factors));
+    }
+  const model::MappedModel mapped = model::map_spaces(checkpoint_of(model), *model.parts.config, maps);
+  model.parts.tensors.clear();
+  for (const TensorInfo& tensor : mapped.checkpoint->tensors())
+    model.parts.tensors.push_back({tensor.name, {mapped.checkpoint, &tensor}, {mapped.checkpoint, &tensor}, {}, {}});
+  return model;
+}
+
+TEST(LinearFolds, a_turned_model_is_an_ordinary_one_in_every_format) {
+  const TemporaryFolder folder;
+  const std::vector<float> logits = logits_of(kModel);
+  for (const char* format : {"gptq", "compressed-tensors", "bnb-int8", "weft"}) {
+    LinearQuantizeOptions options = with("rotate+rtn", format, 8, 0);
+    const fs::path output = folder / format;
+    const LinearQuantizeReport report = quantize_linear(kModel, output, options);
+    EXPECT_EQ(report.layers.size(), 14U);
+    EXPECT_LT(relative(logits, logits_of(output.string())), 0.03) << format;
+    const Json config = read_json_file(output / "config.json");
+    EXPECT_FALSE(config.find("tie_word_embeddings")->boolean().value_or(true));
+    const auto result = open_checkpoint(output.string());
+    EXPECT_NE(result->find_tensor("lm_head.weight"), nullptr);
+    for (const float gain : values_of(*result, "model.layers.1.post_attention_layernorm.weight")) EXPECT_EQ(gain, 1);
+  }
+  // The seed turns it, and nothing else does.
+  LinearQuantizeOptions options = with("rotate+gptq", "gptq", 4, 128);
+  options.tokens = some_tokens(6, 64);
+  for (const auto& [name, seed, threads] : {std::tuple("a", 1, 1), std::tuple("b", 1, 2), std::tuple("c", 2, 2)}) {
+    options.seed = static_cast<std::uint64_t>(seed);
+    options.threads = threads;
+    static_cast<void>(quantize_linear(kModel, folder / name, options));
+  }
+  EXPECT_TRUE(testing::read_file(folder / "a/model.safetensors") == testing::read_file(folder / "b/model.safetensors"));
+  EXPECT_FALSE(testing::read_file(folder / "a/model.safetensors") == testing::read_file(folder / "c/model.safetensors"));
+}
+
+TEST(LinearFolds, tokens_that_count_alike_make_rsq_plain_compensation) {
+  const TemporaryFolder folder;
+  LinearQuantizeOptions options = with("gptq", "gptq", 3, 0);
+  options.tokens = some_tokens(10, 96);
+  static_cast<void>(quantize_linear(kModel, folder / "plain", options));
+  options.method = "rsq+gptq";
+  options.parameters = {{"rsq.least", 1.0}};
+  static_cast<void>(quantize_linear(kModel, folder / "alike", options));
+  EXPECT_TRUE(testing::read_file(folder / "plain/model.safetensors") == testing::read_file(folder / "alike/model.safetensors"));
+  // 960 tokens are too few for 512 inputs if they do not count alike, and that is told.
+  options.parameters = {};
+  const LinearQuantizeReport few = quantize_linear(kModel, folder / "few", options);
+  EXPECT_TRUE(testing::read_file(folder / "plain/model.safetensors") == testing::read_file(folder / "few/model.safetensors"));
+  ASSERT_EQ(few.warnings.size(), 2U);
+  EXPECT_NE(few.warnings.front().find("equal ones of 960"), std::string::npos) << few.warnings.front();
+  options.tokens = some_tokens(30, 96);
+  static_cast<void>(quantize_linear(kModel, folder / "weighted", options));
+  EXPECT_FALSE(testing::read_file(folder / "plain/model.safetensors") == testing::read_file(folder / "weighted/model.safetensors"));
+  options.threads = 1;
+  static_cast<void>(quantize_linear(kModel, folder / "again", options));
+  EXPECT_TRUE(testing::read_file(folder / "weighted/model.safetensors") == testing::read_file(folder / "again/model.safetensors"));
+  for (const auto& parameters : std::vector<std::map<std::string, double>>{{{"rsq.first", 1.0}}, {{"rsq.copies", 2.0}}}) {
+    options.parameters = parameters;
+    static_cast<void>(quantize_linear(kModel, folder / parameters.begin()->first, options));
+    EXPECT_LT(relative(logits_of(kModel), logits_of((folder / parameters.begin()->first).string())), 1);
+  }
+  options.parameters = {};
+  options.method = "rsq+rtn";
+  EXPECT_WEFT_ERROR(quantize_linear(kModel, folder / "b", options), invalid_argument, "rsq+gptq");
+}
+
+TEST(LinearFolds, groups_along_outputs_are_taken_where_they_lose_less) {
+  const TemporaryFolder folder;
+  LinearQuantizeOptions options = with("adadim+rtn", "weft", 3, 64);
+  options.tokens = some_tokens(8, 64);
+  const LinearQuantizeReport ada = quantize_linear(with_outliers(), folder / "ada", options);
+  options.method = "rtn";
+  const LinearQuantizeReport rtn = quantize_linear(with_outliers(), folder / "rtn", options);
+  std::size_t by_output = 0;
+  for (std::size_t i = 0; i < ada.layers.size(); ++i) {
+    by_output += ada.layers[i].method.ends_with(" by output") ? 1 : 0;
+    if (ada.layers[i].name.ends_with("q_proj.weight")) {
+      EXPECT_EQ(ada.layers[i].method, "adadim+rtn by output") << "its loud inputs are four";
+    }
+  }
+  EXPECT_GE(by_output, 4U);
+  EXPECT_LT(relative(logits_of(kModel), logits_of((folder / "ada").string())),
+            0.9 * relative(logits_of(kModel), logits_of((folder / "rtn").string())));
+  EXPECT_LT(ada.linear_bits, rtn.linear_bits + 0.02);
+  options.method = "adadim+gptq";
+  const LinearQuantizeReport gptq = quantize_linear(with_outliers(), folder / "gptq", options);
+  for (std::size_t i = 0; i < gptq.layers.size(); ++i) EXPECT_LT(gptq.layers[i].relative_loss, rtn.layers[i].relative_loss) << gptq.layers[i].name;
+  options.threads = 1;
+  static_cast<void>(quantize_linear(with_outliers(), folder / "again", options));
+  EXPECT_TRUE(testing::read_file(folder / "gptq/model.safetensors") == testing::read_file(folder / "again/model.safetensors"));
+  options.format = "gptq";
+  EXPECT_WEFT_ERROR(quantize_linear(kModel, folder / "b", options), invalid_argument, "--format weft");
+}
+
+TEST(LinearFolds, a_second_scale_of_down_costs_no_bits_and_loses_no_more) {
+  const TemporaryFolder folder;
+  LinearQuantizeOptions options = with("dsq+rtn", "gptq_v2", 3, 64);
+  options.tokens = some_tokens(8, 64);
+  const LinearQuantizeReport dual = quantize_linear(kModel, folder / "dual", options);
+  options.method = "rtn";
+  const LinearQuantizeReport rtn = quantize_linear(kModel, folder / "rtn", options);
+  EXPECT_EQ(dual.linear_bits, rtn.linear_bits);
+  for (std::size_t i = 0; i < dual.layers.size(); ++i)
+    if (dual.layers[i].name.ends_with("0.mlp.down_proj.weight")) {
+      EXPECT_LT(dual.layers[i].relative_loss, rtn.layers[i].relative_loss);
+    }
+  // At 8 bits nothing but the fold is left.
+  options.method = "dsq+rtn";
+  options.bits = 8;
+  options.group = 32;
+  static_cast<void>(quantize_linear(kModel, folder / "fine", options));
+  EXPECT_LT(relative(logits_of(kModel), logits_of((folder / "fine").string())), 0.02);
+}
+
+TEST(LinearFolds, means_that_blocks_shift_are_put_back_by_biases) {
+  const TemporaryFolder folder;
+  const auto tokens = some_tokens(10, 64);
+  LinearQuantizeOptions options = with("rtn+dac", "gptq", 2, 64);
+  options.tokens = tokens;
+  options.parameters = {{"dac.prior", 0.0}};
+  static_cast<void>(quantize_linear(kModel, folder / "dac", options));
+  const Json config = read_json_file(folder / "dac/config.json");
+  EXPECT_TRUE(config.find("attention_bias")->boolean().value_or(false));
+  EXPECT_TRUE(config.find("mlp_bias")->boolean().value_or(false));
+
+  // What the layers answer to the calibration text has, on the mean, the answer to what the unchanged model gives them.
+  std::map<std::pair<int, Role>, std::vector<double>> sums[2];
+  for (const int which : {0, 1}) {
+    RunningModel running(which == 0 ? kModel : (folder / "dac").string(), {});
+    BlockPass pass(running, tokens, {});
+    static_cast<void>(pass.run([&](Block& block) {
+      for (const InputStatistics& read : block.statistics({.gram = false, .cross = false, .points = {}}))
+        sums[which][{block.layer(), read.point.role}] = read.sum;
+    }));
+  }
+  const auto result = open_checkpoint((folder / "dac").string());
+  for (const auto& [layer, role, module] :
+       {std::tuple(0, Role::up, "mlp.gate_proj"), std::tuple(1, Role::q, "self_attn.k_proj"), std::tuple(1, Role::up, "mlp.up_proj")}) {
+    const std::string name = fmt::format("model.layers.{}.{}", layer, module);
+    const std::vector<float> weight = values_of(*result, name + ".weight"), bias = values_of(*result, name + ".bias");
+    const std::vector<double>&original = sums[0][{layer, role}], &changed = sums[1][{layer, role}];
+    double left = 0, shifted = 0;
+    for (std::size_t o = 0; o < bias.size(); ++o) {
+      double before = 0, after = 0;
+      for (std::size_t j = 0; j < original.size(); ++j) {
+        before += static_cast<double>(weight[o * original.size() + j]) * original[j] / 640;
+        after += static_cast<double>(weight[o * original.size() + j]) * changed[j] / 640;
+      }
+      left += std::pow(after + static_cast<double>(bias[o]) - before, 2);
+      shifted += std::pow(after - before, 2);
+    }
+    // Biases are of bfloat16.
+    EXPECT_LT(left, 1e-3 * shifted) << name;
+  }
+  for (const float value : values_of(*result, "model.layers.0.mlp.down_proj.bias")) EXPECT_EQ(value, 0);
+}
+
+TEST(LinearFolds, one_exponent_of_smoothing_is_found_for_the_whole_model) {
+  const TemporaryFolder folder;
+  LinearQuantizeOptions options = with("smoothplus+rtn", "gptq_v2", 4, 128);
+  options.tokens = some_tokens(8, 64);
+  options.parameters = {{"smoothplus.step", 0.25}};
+  const LinearQuantizeReport smooth = quantize_linear(with_outliers(), folder / "smooth", options);
+  ASSERT_FALSE(smooth.warnings.empty());
+  EXPECT_NE(smooth.warnings.front().find("smoothplus smooths by"), std::string::npos) << smooth.warnings.front();
+  options.method = "rtn";
+  options.parameters = {};
+  static_cast<void>(quantize_linear(with_outliers(), folder / "rtn", options));
+  EXPECT_LT(relative(logits_of(kModel), logits_of((folder / "smooth").string())),
+            0.7 * relative(logits_of(kModel), logits_of((folder / "rtn").string())));
+}
+
+}  // namespace
+}  // namespace weft::engine
