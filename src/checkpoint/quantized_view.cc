@@ -678,6 +678,8 @@ class Own final : public Packed {
         left_(checkpoint.find_tensor(module + ".weight_left")),
         right_(checkpoint.find_tensor(module + ".weight_right")),
         added_at_(checkpoint.find_tensor(module + ".weight_added_at")),
+        added_rows_(checkpoint.find_tensor(module + ".weight_added_rows")),
+        added_columns_(checkpoint.find_tensor(module + ".weight_added_columns")),
         added_(checkpoint.find_tensor(module + ".weight_added")) {
     need(form_.dtype == DType::u8 && form_.size_bytes > 0 && form_.size_bytes <= kMaxStateBytes, checkpoint, form_, "at most 64 KiB of JSON");
     const std::vector<std::byte> bytes = read_all(checkpoint, form_);
@@ -729,7 +731,8 @@ class Own final : public Packed {
     } else if (zeros_ != nullptr) {
       need(is_scale_type(zeros_->dtype) && zeros_->shape == groups, checkpoint, *zeros_, to_string(groups));
     }
-    if ((left_ == nullptr) != (right_ == nullptr) || (added_ == nullptr) != (added_at_ == nullptr))
+    if ((left_ == nullptr) != (right_ == nullptr) || (added_rows_ == nullptr) != (added_columns_ == nullptr) ||
+        (added_ == nullptr) != (added_at_ == nullptr && added_rows_ == nullptr) || (added_at_ != nullptr && added_rows_ != nullptr))
       damaged(checkpoint, module, fmt::format("'{}' has one half of a pair of parts", printable(module)));
     if (left_ != nullptr) {
       need(is_scale_type(left_->dtype) && left_->shape.size() == 2 && left_->shape[0] == rows, checkpoint, *left_, fmt::format("[{}, rank]", rows));
@@ -738,8 +741,14 @@ class Own final : public Packed {
     }
     if (added_ != nullptr) {
       need(is_scale_type(added_->dtype) && added_->shape.size() == 1, checkpoint, *added_, "a list of values");
-      need(added_at_->dtype == DType::i64 && added_at_->shape == added_->shape, checkpoint, *added_at_,
-           fmt::format("I64 {}", to_string(added_->shape)));
+      if (added_at_ != nullptr)
+        need(added_at_->dtype == DType::i64 && added_at_->shape == added_->shape, checkpoint, *added_at_,
+             fmt::format("I64 {}", to_string(added_->shape)));
+      if (added_rows_ != nullptr) {
+        need(added_rows_->dtype == DType::i32 && added_rows_->shape == Shape{rows + 1}, checkpoint, *added_rows_, fmt::format("I32 [{}]", rows + 1));
+        need((added_columns_->dtype == DType::u16 || added_columns_->dtype == DType::i32) && added_columns_->shape == added_->shape, checkpoint,
+             *added_columns_, fmt::format("U16 or I32 {}", to_string(added_->shape)));
+      }
     }
     form = levels_ == Levels::integer ? fmt::format("INT{}", bits_) : std::string(codec::info(levels_).name);
   }
@@ -767,20 +776,18 @@ class Own final : public Packed {
       codec::add_product(left, right, count, left_->shape[1], columns, out);
     }
     if (added_ != nullptr) {
-      std::vector<std::int64_t> at(static_cast<std::size_t>(added_->num_elements));
-      const std::vector<std::byte> bytes = read_all(checkpoint, *added_at_);
-      if (!at.empty()) std::memcpy(at.data(), bytes.data(), bytes.size());
+      const std::vector<std::int64_t> at = positions_of_added(checkpoint);
       const std::vector<float> values = scales_of(checkpoint, *added_, read_all(checkpoint, *added_));
       for (std::size_t i = 0; i < at.size(); ++i) {
         if (at[i] < 0 || at[i] / columns >= rows)
-          damaged(checkpoint, added_at_->name, fmt::format("a value is to be added at {}, outside of the matrix", at[i]));
+          damaged(checkpoint, added_->name, fmt::format("a value is to be added at {}, outside of the matrix", at[i]));
         if (at[i] >= first * columns && at[i] < (first + count) * columns) out[static_cast<std::size_t>(at[i] - first * columns)] += values[i];
       }
     }
   }
   [[nodiscard]] std::vector<const TensorInfo*> parts() const override {
     std::vector<const TensorInfo*> all = {&codes_, &scales_, &form_};
-    for (const TensorInfo* tensor : {zeros_, left_, right_, added_at_, added_})
+    for (const TensorInfo* tensor : {zeros_, left_, right_, added_at_, added_rows_, added_columns_, added_})
       if (tensor != nullptr) all.push_back(tensor);
     return all;
   }
@@ -802,8 +809,46 @@ class Own final : public Packed {
     return zeros;
   }
 
+  /// Row * columns + column of each added value; the caller sees to it that they lie within the matrix.
+  [[nodiscard]] std::vector<std::int64_t> positions_of_added(const Checkpoint& checkpoint) const {
+    const auto integers_of = [&](const TensorInfo& tensor) {
+      const std::vector<std::byte> bytes = read_all(checkpoint, tensor);
+      std::vector<std::int64_t> all(static_cast<std::size_t>(tensor.num_elements));
+      const auto read = [&]<typename Element>(Element) {
+        for (std::size_t i = 0; i < all.size(); ++i) {
+          Element value = 0;
+          std::memcpy(&value, bytes.data() + i * sizeof(Element), sizeof(Element));
+          all[i] = static_cast<std::int64_t>(value);
+        }
+      };
+      if (tensor.dtype == DType::i64)
+        read(std::int64_t{});
+      else if (tensor.dtype == DType::i32)
+        read(std::int32_t{});
+      else
+        read(std::uint16_t{});
+      return all;
+    };
+    if (added_at_ != nullptr) return integers_of(*added_at_);
+    const std::vector<std::int64_t> starts = integers_of(*added_rows_);
+    std::vector<std::int64_t> at = integers_of(*added_columns_);
+    for (std::size_t r = 0; r < starts.size(); ++r)
+      if (starts[r] < (r == 0 ? 0 : starts[r - 1]) || starts[r] > static_cast<std::int64_t>(at.size()) || (r == 0 && starts[r] != 0))
+        damaged(checkpoint, added_rows_->name, fmt::format("the values of row {} begin at {}, which is out of order", r, starts[r]));
+    if (starts.back() != static_cast<std::int64_t>(at.size()))
+      damaged(checkpoint, added_rows_->name, fmt::format("{} values are of some row, but there are {}", starts.back(), at.size()));
+    for (std::size_t r = 0; r + 1 < starts.size(); ++r)
+      for (std::int64_t i = starts[r]; i < starts[r + 1]; ++i) {
+        std::int64_t& column = at[static_cast<std::size_t>(i)];
+        if (column < 0 || column >= columns)
+          damaged(checkpoint, added_columns_->name, fmt::format("a value is to be added in column {} of {}", column, columns));
+        column += static_cast<std::int64_t>(r) * columns;
+      }
+    return at;
+  }
+
   const TensorInfo &codes_, &scales_, &form_;
-  const TensorInfo *zeros_, *left_, *right_, *added_at_, *added_;
+  const TensorInfo *zeros_, *left_, *right_, *added_at_, *added_rows_, *added_columns_, *added_;
   Levels levels_ = Levels::integer;
   int bits_ = 4;
   std::int64_t group_ = 1, row_group_ = 1;

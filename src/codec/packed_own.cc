@@ -12,6 +12,9 @@
 namespace weft::codec {
 namespace {
 
+constexpr std::size_t kMostAdded = (std::size_t{1} << 31) - 1;
+constexpr std::int64_t kNarrowColumns = 65536;  ///< whose numbers fit 16 bits
+
 StoredTensor floats(std::string name, DType dtype, std::vector<std::int64_t> shape, std::span<const float> values) {
   StoredTensor out{std::move(name), dtype, std::move(shape), {}};
   out.bytes.resize(values.size() * static_cast<std::size_t>(info(dtype).bits) / 8);
@@ -30,6 +33,8 @@ StoredTensor elements(std::string name, DType dtype, std::vector<std::int64_t> s
 }  // namespace
 
 std::vector<StoredTensor> write_own(const QuantizedLinear& linear, DType weight_type) {
+  if (!std::is_sorted(linear.added_at.begin(), linear.added_at.end()) || linear.added.size() > kMostAdded)
+    throw Error(ErrorCode::unsupported, "weft's own form adds at most 2^31 - 1 values, in order", {}, "leave fewer weights out of the codes");
   if (!linear.group_of.empty() || linear.global_divisor != 0)
     throw Error(ErrorCode::unsupported, "weft's own form has groups of neighbouring inputs", {}, "use --order static, or --format gptq");
   const auto rows = static_cast<std::size_t>(linear.rows), columns = static_cast<std::size_t>(linear.columns);
@@ -65,8 +70,23 @@ std::vector<StoredTensor> write_own(const QuantizedLinear& linear, DType weight_
     out.push_back(floats("weight_right", weight_type, {linear.rank, linear.columns}, linear.right));
   }
   if (!linear.added.empty()) {
+    // Columns row by row, and where each row's begin: two bytes a value beside itself.
     const auto size = static_cast<std::int64_t>(linear.added.size());
-    out.push_back(elements<std::int64_t>("weight_added_at", DType::i64, {size}, linear.added_at));
+    std::vector<std::int32_t> starts(rows + 1), wide;
+    std::vector<std::uint16_t> narrow;
+    for (const std::int64_t at : linear.added_at) {
+      ++starts[static_cast<std::size_t>(at / linear.columns) + 1];
+      if (linear.columns <= kNarrowColumns)
+        narrow.push_back(static_cast<std::uint16_t>(at % linear.columns));
+      else
+        wide.push_back(static_cast<std::int32_t>(at % linear.columns));
+    }
+    for (std::size_t r = 0; r < rows; ++r) starts[r + 1] += starts[r];
+    out.push_back(elements<std::int32_t>("weight_added_rows", DType::i32, {linear.rows + 1}, starts));
+    if (linear.columns <= kNarrowColumns)
+      out.push_back(elements<std::uint16_t>("weight_added_columns", DType::u16, {size}, narrow));
+    else
+      out.push_back(elements<std::int32_t>("weight_added_columns", DType::i32, {size}, wide));
     out.push_back(floats("weight_added", weight_type, {size}, linear.added));
   }
   const std::string row_group = linear.row_group == 1 ? std::string() : fmt::format(R"(,"row_group":{})", linear.row_group);

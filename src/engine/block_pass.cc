@@ -269,7 +269,6 @@ Block::Block(BlockPass& pass, int layer) : pass_(pass), layer_(layer), tensors_(
 
 int Block::num_layers() const noexcept { return static_cast<int>(pass_.network_.config().layers.size()); }
 model::Network& Block::network() noexcept { return pass_.network_; }
-const CalibrationTokens& Block::tokens() const noexcept { return *pass_.tokens_; }
 
 std::vector<const model::BlockTensor*> Block::linears() const {
   std::vector<const model::BlockTensor*> all;
@@ -363,6 +362,14 @@ Activations& Block::activations(Stream stream) const {
 }
 
 std::span<const Activations::Batch> Block::batches() const { return pass_.changed_->batches(); }
+
+std::vector<std::size_t> Block::lengths(const Activations::Batch& batch) const {
+  std::vector<std::size_t> all;
+  for (std::size_t s = 0; s < batch.num_sequences; ++s) all.push_back(pass_.tokens_->sequences[batch.first_sequence + s].size());
+  return all;
+}
+const CalibrationTokens& Block::tokens() const noexcept { return *pass_.tokens_; }
+RunningModel& Block::running() const noexcept { return pass_.model_; }
 
 std::vector<float> Block::input(const Activations::Batch& batch, Stream stream) const {
   std::vector<float> rows;

@@ -103,6 +103,12 @@ class Block {
   void run(const Activations::Batch& batch, const model::BlockWeights& weights, std::span<float> rows, BlockTap* tap);
   /// Weights with which the activations go on behind this block, batch by batch, instead of the block's own.
   void advance_with(std::function<const model::BlockWeights&(const Activations::Batch&)> weights);
+  /// How long the sequences of a batch are.
+  [[nodiscard]] std::vector<std::size_t> lengths(const Activations::Batch& batch) const;
+  /// The model that they run through.
+  [[nodiscard]] RunningModel& running() const noexcept;
+  /// The weights with which it runs.
+  [[nodiscard]] const model::BlockWeights& weights(Stream stream);
   /// What is left of the memory budget for statistics.
   [[nodiscard]] std::uint64_t statistics_budget() const noexcept;
 
@@ -116,7 +122,6 @@ class Block {
  private:
   friend class BlockPass;
   explicit Block(BlockPass& pass, int layer);
-  [[nodiscard]] const model::BlockWeights& weights(Stream stream);
   [[nodiscard]] Activations& activations(Stream stream) const;
   void may_change() const;
   void advance();

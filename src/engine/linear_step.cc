@@ -13,6 +13,14 @@ namespace weft::engine {
 
 const std::vector<LinearStepInfo>& linear_steps() {
   using enum StepPlace;
+  const auto learning = [](double rate) {
+    return std::vector<StepParameter>{{"rate", rate, 0, 1, "of learning, at first"},
+                                      {"epochs", 10, 0, 1000, "times that it goes through the text"},
+                                      {"tokens", 512, 1, 1e9, "of a step, about"},
+                                      {"gains", 0, 0, 1, "rate of learning norms' gains, too"}};
+  };
+  std::vector<StepParameter> lrq = learning(1e-2);
+  lrq.push_back({"rank", 32, 1, 1e6, "of the thin matrices"});
   static const std::vector<LinearStepInfo> kSteps = {
       {"rotate",
        model,
@@ -62,6 +70,27 @@ const std::vector<LinearStepInfo>& linear_steps() {
        make_halfway_step,
        'A'},
       {"exact", weights, false, true, "a share of the weights kept as they are, beside the codes", "", {}, make_exact_step, 'A'},
+      {"gwq",
+       weights,
+       true,
+       true,
+       "the weights of which the loss's gradient is largest kept as they are, beside the codes",
+       "GWQ",
+       {{"share", 0.01, 0, 1, "of the weights of each layer"}, {"sequences", 8, 0, 1e9, "of the text; 0: all"}},
+       make_gwq_step},
+      {"pqi",
+       weights,
+       true,
+       true,
+       "weights kept as they are by what the loss changes along the way to the codes: the largest where much is lost, then those that are missed "
+       "most",
+       "PQI",
+       {{"share", 0.0045, 0, 1, "of the weights, that the codes leave out"},
+        {"restored", 0.0005, 0, 1, "of the weights, put back afterwards"},
+        {"exponent", 0.5, 0, 4, "how much more of layers that lose more is left out; 0: of all the same share"},
+        {"points", 8, 1, 1000, "on the way, at which gradients are taken"},
+        {"sequences", 8, 0, 1e9, "of the text; 0: all"}},
+       make_pqi_step},
       {"rtn", codes, false, false, "rounding to nearest", "", {}, make_rtn_step, 'A'},
       {"hqq", codes, false, true, "zero points by half-quadratic splitting, without a text", "HQQ", {}, make_hqq_step, 'A'},
       {"gptq",
@@ -90,6 +119,20 @@ const std::vector<LinearStepInfo>& linear_steps() {
        "D2Quant",
        {{"prior", 256, 0, 1e9, "tokens' worth of no shift that the shift is drawn towards"}},
        make_dac_step},
+      {"adaquant",
+       repair,
+       true,
+       false,
+       "what is added to each weight, and scales, learned from the layer's own outputs",
+       "AdaQuant",
+       {{"rate", 1e-3, 0, 1, "of learning, at first, in scales"}, {"steps", 500, 0, 1e6, "of learning"}},
+       make_adaquant_step},
+      {"omniquant", block, true, false, "the ends of each group's range learned, so that the block gives what it gave", "OmniQuant", learning(5e-2),
+       make_omniquant_step},
+      {"flexround", block, true, false, "a divisor for each weight learned, so that the block gives what it gave", "FlexRound", learning(1e-2),
+       make_flexround_step},
+      {"lrq", block, true, false, "divisors learned as a product of two thin matrices", "LRQ", lrq, make_lrq_step},
+      {"tune", block, true, false, "scales learned while the codes stay", "decoupleQ", learning(1e-2), make_tune_step},
   };
   return kSteps;
 }

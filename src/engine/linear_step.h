@@ -106,5 +106,14 @@ void check_step_parameters(const LinearQuantizeOptions& options);
 // linear_additions.cc
 [[nodiscard]] std::unique_ptr<LinearStep> make_exact_step(const LinearPlan& plan);
 [[nodiscard]] std::unique_ptr<LinearStep> make_lorc_step(const LinearPlan& plan);
+// linear_gradients.cc
+[[nodiscard]] std::unique_ptr<LinearStep> make_gwq_step(const LinearPlan& plan);
+[[nodiscard]] std::unique_ptr<LinearStep> make_pqi_step(const LinearPlan& plan);
+// linear_learning.cc
+[[nodiscard]] std::unique_ptr<LinearStep> make_adaquant_step(const LinearPlan& plan);
+[[nodiscard]] std::unique_ptr<LinearStep> make_omniquant_step(const LinearPlan& plan);
+[[nodiscard]] std::unique_ptr<LinearStep> make_flexround_step(const LinearPlan& plan);
+[[nodiscard]] std::unique_ptr<LinearStep> make_lrq_step(const LinearPlan& plan);
+[[nodiscard]] std::unique_ptr<LinearStep> make_tune_step(const LinearPlan& plan);
 
 }  // namespace weft::engine

@@ -11,6 +11,7 @@
 
 #include "checkpoint/journal.h"
 #include "engine/activations.h"
+#include "engine/chosen_positions.h"
 #include "engine/lazy_model.h"
 #include "engine/running_model.h"
 #include "weft/calibrate.h"
@@ -31,7 +32,7 @@ struct LinearRule {
 };
 
 struct LinearQuantizeOptions : RunOptions {
-  std::string method = "rtn";   ///< steps joined by +; engine/linear_step.h has the table
+  std::string method = "rtn";  ///< steps joined by +; engine/linear_step.h has the table
   /// Numbers that steps take: "STEP.NAME" to value.
   std::map<std::string, double> parameters;
   std::string format = "gptq";  ///< gptq, gptq_v2, awq, compressed-tensors, bnb-nf4, bnb-fp4, bnb-int8, weft
@@ -60,6 +61,8 @@ struct LinearQuantizeOptions : RunOptions {
   std::optional<CalibrationText> calibration;
   std::shared_ptr<const CalibrationTokens> tokens;
   std::vector<JournalHead::Ingredient> ingredients;  ///< that a stopped job must have had, beside its own
+  /// Weights that pqi is to leave out of the codes, by tensor, instead of choosing them. Null: it chooses.
+  const ChosenPositions* taken_at = nullptr;
   struct Layer;
   std::function<void(const Layer&)> on_layer;  ///< as each is done, from one thread at a time
 };

@@ -640,62 +640,46 @@ BlockParameters<Real> parameters_of(const BlockWeights& weights) {
   return out;
 }
 
-template <typename Real>
-std::vector<Real> values_of_tensor(const BlockParameters<Real>& parameters, const NetworkConfig& config, const BlockTensor& tensor) {
-  const TensorSlot& slot = tensor.slot;
+namespace {
+
+/// The matrix that a tensor is of, and its rows there; null for what is no matrix of a linear layer. Parameters are those of a block, or constant.
+template <typename Parameters>
+auto find_rows(Parameters& parameters, const NetworkConfig& config, const TensorSlot& slot)
+    -> std::pair<decltype(&parameters.qkv), std::vector<std::size_t>> {
+  using Place = std::pair<decltype(&parameters.qkv), std::vector<std::size_t>>;
   const auto heads = static_cast<std::size_t>(config.heads), kv_heads = static_cast<std::size_t>(config.kv_heads);
   const auto dim = static_cast<std::size_t>(config.head_dim);
-  const auto norm = [&](const NormParameters<Real>& of) { return tensor.is_bias ? of.bias : of.weight; };
-  // Rows of a matrix (or elements of its bias), all by default, in the tensor's layout.
-  const auto rows_of = [&](const LinearParameters<Real>& of, std::size_t first, std::size_t count, auto&& row_at) {
-    std::vector<Real> out;
-    for (std::size_t r = 0; r < count; ++r) {
-      const std::size_t row = first + row_at(r);
-      if (tensor.is_bias)
-        out.push_back(of.bias[row]);
-      else
-        out.insert(out.end(), of.weight.begin() + static_cast<std::ptrdiff_t>(row * of.columns),
-                   of.weight.begin() + static_cast<std::ptrdiff_t>((row + 1) * of.columns));
-    }
-    if (tensor.is_bias || !slot.transposed) return out;
-    std::vector<Real> turned(out.size());
-    for (std::size_t r = 0; r < count; ++r)
-      for (std::size_t c = 0; c < of.columns; ++c) turned[c * count + r] = out[r * of.columns + c];
-    return turned;
+  const auto rows_of = [](auto& of, std::size_t first, std::size_t count) {
+    Place place{&of, std::vector<std::size_t>(count)};
+    std::iota(place.second.begin(), place.second.end(), first);
+    return place;
   };
-  const auto in_place = [](std::size_t row) { return row; };
-  const auto all = [&](const LinearParameters<Real>& of) { return rows_of(of, 0, of.rows, in_place); };
-  const FeedForwardParameters<Real>& feed_forward = slot.role == Role::shared_gate || slot.role == Role::shared_up || slot.role == Role::shared_down
-                                                        ? parameters.shared
-                                                    : slot.expert >= 0 ? parameters.experts[static_cast<std::size_t>(slot.expert)]
-                                                                       : parameters.mlp;
+  const auto all = [&](auto& of) { return rows_of(of, 0, of.rows); };
+  auto& feed_forward = slot.role == Role::shared_gate || slot.role == Role::shared_up || slot.role == Role::shared_down ? parameters.shared
+                       : slot.expert >= 0 ? parameters.experts[static_cast<std::size_t>(slot.expert)]
+                                          : parameters.mlp;
   const std::size_t inner = feed_forward.down.columns;
   switch (slot.role) {
-    case Role::norm:
-      return norm(parameters.norms[static_cast<std::size_t>(slot.site)]);
-    case Role::q_norm:
-      return norm(parameters.q_norm);
-    case Role::k_norm:
-      return norm(parameters.k_norm);
     case Role::q:
-      return rows_of(parameters.qkv, 0, heads * dim, in_place);
+      return rows_of(parameters.qkv, 0, heads * dim);
     case Role::k:
-      return rows_of(parameters.qkv, heads * dim, kv_heads * dim, in_place);
+      return rows_of(parameters.qkv, heads * dim, kv_heads * dim);
     case Role::v:
-      return rows_of(parameters.qkv, (heads + kv_heads) * dim, kv_heads * dim, in_place);
-    case Role::qkv:
+      return rows_of(parameters.qkv, (heads + kv_heads) * dim, kv_heads * dim);
+    case Role::qkv: {
+      Place place = all(parameters.qkv);
       if (config.architecture->forward.qkv == QkvLayout::per_head)
-        return rows_of(parameters.qkv, 0, parameters.qkv.rows,
-                       [&](std::size_t row) { return row / dim % 3 * heads * dim + row / (3 * dim) * dim + row % dim; });
-      return all(parameters.qkv);
+        for (std::size_t& row : place.second) row = row / dim % 3 * heads * dim + row / (3 * dim) * dim + row % dim;
+      return place;
+    }
     case Role::o:
       return all(parameters.o);
     case Role::gate:
     case Role::shared_gate:
-      return rows_of(feed_forward.up, 0, inner, in_place);
+      return rows_of(feed_forward.up, 0, inner);
     case Role::up:
     case Role::shared_up:
-      return rows_of(feed_forward.up, feed_forward.up.rows - inner, inner, in_place);
+      return rows_of(feed_forward.up, feed_forward.up.rows - inner, inner);
     case Role::gate_up:
       return all(feed_forward.up);
     case Role::down:
@@ -708,6 +692,54 @@ std::vector<Real> values_of_tensor(const BlockParameters<Real>& parameters, cons
     default:
       return {};
   }
+}
+
+}  // namespace
+
+template <typename Real>
+MatrixPlace<Real> place_of_tensor(BlockParameters<Real>& parameters, const NetworkConfig& config, const BlockTensor& tensor) {
+  auto [matrix, rows] = find_rows(parameters, config, tensor.slot);
+  return {matrix, std::move(rows)};
+}
+
+template <typename Real>
+void MatrixPlace<Real>::read(std::span<Real> out) const {
+  const std::size_t width = matrix->columns;
+  WEFT_ASSERT(out.size() == rows.size() * width);
+  for (std::size_t r = 0; r < rows.size(); ++r) std::copy_n(matrix->weight.data() + rows[r] * width, width, out.data() + r * width);
+}
+template <typename Real>
+void MatrixPlace<Real>::write(std::span<const Real> values) const {
+  const std::size_t width = matrix->columns;
+  WEFT_ASSERT(values.size() == rows.size() * width);
+  for (std::size_t r = 0; r < rows.size(); ++r) std::copy_n(values.data() + r * width, width, matrix->weight.data() + rows[r] * width);
+}
+
+template <typename Real>
+std::vector<Real> values_of_tensor(const BlockParameters<Real>& parameters, const NetworkConfig& config, const BlockTensor& tensor) {
+  const auto norm = [&](const NormParameters<Real>& of) { return tensor.is_bias ? of.bias : of.weight; };
+  switch (tensor.slot.role) {
+    case Role::norm:
+      return norm(parameters.norms[static_cast<std::size_t>(tensor.slot.site)]);
+    case Role::q_norm:
+      return norm(parameters.q_norm);
+    case Role::k_norm:
+      return norm(parameters.k_norm);
+    default:
+      break;
+  }
+  const auto [matrix, rows] = find_rows(parameters, config, tensor.slot);
+  if (matrix == nullptr) return {};
+  std::vector<Real> out;
+  if (tensor.is_bias) {
+    for (const std::size_t row : rows) out.push_back(matrix->bias[row]);
+    return out;
+  }
+  const std::size_t count = rows.size(), width = matrix->columns;
+  out.resize(count * width);
+  for (std::size_t r = 0; r < count; ++r)
+    for (std::size_t c = 0; c < width; ++c) out[tensor.slot.transposed ? c * count + r : r * width + c] = matrix->weight[rows[r] * width + c];
+  return out;
 }
 
 template <typename Real>
@@ -819,6 +851,10 @@ template BlockParameters<float> parameters_of<float>(const BlockWeights&);
 template BlockParameters<double> parameters_of<double>(const BlockWeights&);
 template std::vector<float> values_of_tensor<float>(const BlockParameters<float>&, const NetworkConfig&, const BlockTensor&);
 template std::vector<double> values_of_tensor<double>(const BlockParameters<double>&, const NetworkConfig&, const BlockTensor&);
+template struct MatrixPlace<float>;
+template struct MatrixPlace<double>;
+template MatrixPlace<float> place_of_tensor<float>(BlockParameters<float>&, const NetworkConfig&, const BlockTensor&);
+template MatrixPlace<double> place_of_tensor<double>(BlockParameters<double>&, const NetworkConfig&, const BlockTensor&);
 template void normalise_rows<float>(ThreadTeam&, const NetworkConfig&, const NormParameters<float>&, const std::vector<float>&, std::vector<float>&);
 template void normalise_rows<double>(ThreadTeam&, const NetworkConfig&, const NormParameters<double>&, const std::vector<double>&,
                                      std::vector<double>&);

@@ -66,6 +66,20 @@ template <typename Real>
 template <typename Real>
 [[nodiscard]] std::vector<Real> values_of_tensor(const BlockParameters<Real>& parameters, const NetworkConfig& config, const BlockTensor& tensor);
 
+/// Where the matrix of a linear layer lies in a block's parameters: its row r, by outputs and inputs whatever the checkpoint's layout, is row rows[r]
+/// of `matrix`.
+template <typename Real>
+struct MatrixPlace {
+  LinearParameters<Real>* matrix = nullptr;  ///< null: the tensor is no such matrix
+  std::vector<std::size_t> rows;
+
+  /// [rows, columns], out of the parameters and into them.
+  void read(std::span<Real> out) const;
+  void write(std::span<const Real> values) const;
+};
+template <typename Real>
+[[nodiscard]] MatrixPlace<Real> place_of_tensor(BlockParameters<Real>& parameters, const NetworkConfig& config, const BlockTensor& tensor);
+
 /// What forward() leaves for backward(): activations of the block, about (6 hidden + 2 (heads + 2 kv heads) head_dim + 3 ffn) numbers a token.
 template <typename Real>
 struct BlockTape {
