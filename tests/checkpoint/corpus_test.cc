@@ -27,6 +27,12 @@
 #define LLVMFuzzerTestOneInput fuzz_torch_file
 #include "../../fuzz/torch_file.cc"
 #undef LLVMFuzzerTestOneInput
+#define LLVMFuzzerTestOneInput fuzz_packed_folder
+#include "../../fuzz/packed_folder.cc"
+#undef LLVMFuzzerTestOneInput
+#define LLVMFuzzerTestOneInput fuzz_imatrix
+#include "../../fuzz/imatrix.cc"
+#undef LLVMFuzzerTestOneInput
 
 namespace weft {
 namespace {
@@ -43,6 +49,8 @@ TEST(Corpus, json_is_refused_or_reads_back_the_same) { testing::replay_corpus("j
 TEST(Corpus, npy_headers_are_refused_or_read_back_the_same) { testing::replay_corpus("npy", fuzz_npy, 1); }
 TEST(Corpus, npz_archives_are_refused_or_their_arrays_lie_inside) { testing::replay_corpus("npz", fuzz_npz); }
 TEST(Corpus, torch_files_are_refused_or_their_tensors_lie_in_their_storages) { testing::replay_corpus("torch_file", fuzz_torch_file); }
+TEST(Corpus, packed_folders_are_refused_or_read_alike_whole_and_in_pieces) { testing::replay_corpus("packed_folder", fuzz_packed_folder); }
+TEST(Corpus, importance_matrices_are_refused_or_have_a_number_for_every_column) { testing::replay_corpus("imatrix", fuzz_imatrix, 1); }
 
 TEST(Corpus, it_is_small) {
   std::uintmax_t sum = 0;
