@@ -29,7 +29,7 @@ MemoryCheckpoint::MemoryCheckpoint(std::vector<Tensor> tensors, std::string name
 void MemoryCheckpoint::read_bytes(const TensorInfo& tensor, std::uint64_t offset, std::span<std::byte> out) const {
   for (const Tensor& t : data_) {
     if (t.name != tensor.name) continue;
-    std::memcpy(out.data(), t.bytes.data() + offset, out.size());
+    std::copy_n(t.bytes.begin() + static_cast<std::ptrdiff_t>(offset), out.size(), out.begin());
     return;
   }
 }
