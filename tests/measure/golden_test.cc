@@ -249,7 +249,8 @@ TEST(MeasureGolden, weightwatchers_table_of_large_layers_alone_is_ours) {
   MeasureOptions options;
   options.what = {"weightwatcher"};
   options.weightwatcher.min_evals = 50;
-  for (const MeasuredTensor& tensor : measure_models(models, options).models[0].tensors)
+  const MeasureReport report = measure_models(models, options);
+  for (const MeasuredTensor& tensor : report.models[0].tensors)
     EXPECT_EQ(tensor.measures.find("weightwatcher.alpha") != nullptr && std::min(tensor.shape[0], tensor.shape[1]) < 50, false) << tensor.name;
 }
 
