@@ -49,6 +49,10 @@ class Lab:
         """A model of the repository ("tiny-base") in the quick set, of the zoo ("lm/german") otherwise."""
         return str(ROOT / 'models' / name if self.quick else self.zoo / name)
 
+    @staticmethod
+    def here(name):
+        return str(ROOT / name)
+
     def text(self, name):
         return HERE / 'text' / f'{name}.txt' if self.quick else self.zoo / 'text/held' / f'{name}.txt'
 
@@ -106,6 +110,23 @@ class Lab:
     @staticmethod
     def layers(document, measure, model=0):
         return [b['values'][measure] for b in document['models'][model]['blocks'] if measure in b['values']]
+
+    def store(self, tensors, config=None, tokenizer=None):
+        """Writes {name: (shape, numbers)} as float32: a file, or a model's folder with its config and the tokenizer of another model."""
+        header, data = {}, b''
+        for name, (shape, numbers) in tensors.items():
+            header[name] = {'dtype': 'F32', 'shape': list(shape), 'data_offsets': [len(data), len(data) + 4 * len(numbers)]}
+            data += struct.pack(f'<{len(numbers)}f', *numbers)
+        text = json.dumps(header).encode()
+        folder = pathlib.Path(self.place())
+        folder.mkdir()
+        (folder / 'model.safetensors').write_bytes(struct.pack('<Q', len(text)) + text + data)
+        if config is None:
+            return str(folder / 'model.safetensors')
+        (folder / 'config.json').write_text(json.dumps(config))
+        for name in ('tokenizer.json', 'tokenizer_config.json'):
+            (folder / name).write_bytes((pathlib.Path(tokenizer) / name).read_bytes())
+        return str(folder)
 
     def mean_loss(self, model, texts):
         return sum(self.loss(model, t) for t in texts) / len(texts)
