@@ -156,7 +156,7 @@ std::string csv_text(const MeasureReport& report) {
   return text;
 }
 
-/// The table's file, opened before the work: what cannot be written is told at once, and why. An existing file stays until there is something to put
+/// The table's file, looked at before the work: what cannot be written is told at once, and why. An existing file stays until there is something to put
 /// in its place.
 class CsvFile {
  public:

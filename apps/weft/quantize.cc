@@ -295,7 +295,7 @@ Command quantize_command() {
       "byte; a row that a type's blocks do not divide falls back as there. Types of less than three bits need an importance matrix.\n\n"
       "Folders are for transformers, vLLM and this command: the linear layers of the blocks become codes with scales, the rest stays. Their methods "
       "are steps joined by +, listed below; one of them finds the codes. awq alone is awq+clip+rtn, and in bitsandbytes' formats awq+rtn. A rule is "
-      "PATTERN=keep, PATTERN=BITS or PATTERN=BITS/GROUP.\n\n"
+      "PATTERN=keep or PATTERN=BITS/GROUP/METHOD, of which any may be left out.\n\n"
       "The loss of a weight is the squared error, weighted by importance where there is one, as a share of the weight's squares; in a folder made "
       "with a calibration text, that of the layer's outputs.",
       formats_text(), gguf_types_text());
@@ -307,7 +307,7 @@ Command quantize_command() {
   command.group("Quantizing");
   command.value({"--format"}, "F", options.format, "what is written: such as gguf:Q4_K_M").required = true;
   command.value({"--method"}, "M", options.method, "how codes are found; rotate also for GGUF").default_text = "the format's own";
-  command.number({"--seed"}, arguments->common.seed, "of what rotate draws").default_text = "0";
+  command.number({"--seed"}, arguments->common.seed, "of all that is drawn: by rotate, for calibration, before learning").default_text = "0";
   Option& rules = command.custom(
       {"--tensor-type", "--rule"}, "PATTERN=TYPE",
       "weights in whose name the regular expression is found get this type, or stay ('keep'); the first that matches counts",

@@ -48,8 +48,10 @@ std::vector<StoredTensor> write_own(const QuantizedLinear& linear, DType weight_
   // One zero point for all is told with the form; integers take the bits of a code.
   const auto middle = static_cast<float>(1 << (linear.bits - 1));
   const float zero = linear.zeros.empty() || linear.symmetric ? middle : linear.zeros.front();
-  const bool one_zero = linear.zeros.empty() || linear.symmetric ||
-                        std::all_of(linear.zeros.begin(), linear.zeros.end(), [zero](float other) { return other == zero; });
+  constexpr float kMostZero = 256;  // that a reader takes
+  const bool one_zero =
+      linear.zeros.empty() || linear.symmetric ||
+      (std::fabs(zero) <= kMostZero && std::all_of(linear.zeros.begin(), linear.zeros.end(), [zero](float other) { return other == zero; }));
   const bool integers = std::all_of(linear.zeros.begin(), linear.zeros.end(),
                                     [middle](float other) { return other >= 0 && other < 2 * middle && other == std::floor(other); });
   if (!one_zero && integers) {

@@ -14,7 +14,7 @@ class CompensationStep final : public LinearStep {
   void configure(LinearPlan& plan) override {
     plan.compensates = true;
     plan.solver_options.drift = drift_;
-    if (plan.solver == "gptq") plan.solver_options.leftover = step_parameter(plan.options, "gptq", "leftover") > 0;
+    if (drift_ == 0 && plan.solver == "gptq") plan.solver_options.leftover = step_parameter(plan.options, "gptq", "leftover") > 0;
     if (plan.options.search.empty()) plan.solver_options.format.search = codec::Search::shrink;
   }
   [[nodiscard]] bool two_streams(const LinearPlan&) const override { return drift_ != 0; }

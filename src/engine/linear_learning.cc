@@ -21,6 +21,11 @@ using quantize::Learned;
 
 void refuse_other_numbers(const LinearPlan& plan, std::string_view step) {
   if (!plan.integers()) refuse_linear("method", fmt::format("'{}' learns integer codes", step), "use --numbers int");
+  if (plan.is_bitsandbytes())
+    refuse_linear("method", fmt::format("bitsandbytes rounds by itself: nothing that '{}' learns is stored", step), "use another format");
+  for (const LinearRule& rule : plan.options.rules)
+    if (rule.method == "hqq")
+      refuse_linear("rule", fmt::format("'{}' learns codes with an integer zero point, which hqq has none of", step), "use rtn or gptq there");
   for (const std::string& name : split_steps(plan.options.method)) {
     if (name == "hqq")
       refuse_linear("method", fmt::format("'{}' learns codes with an integer zero point, which hqq has none of", step), "use rtn or gptq before it");
@@ -57,7 +62,9 @@ class BlockLearningStep final : public LinearStep {
   }
   void after_block(LinearPlan& plan, Block& block) override {
     if (layers_.empty()) return;
-    options_.codes.keeps_codes = plan.solver != "rtn";
+    const std::vector<std::string> chain = split_steps(plan.options.method);
+    options_.codes.keeps_codes = plan.solver != "rtn" || std::any_of(chain.begin(), chain.end(),
+                                                                     [](const std::string& step) { return step == "refine" || step == "adaquant"; });
     const JobOptions& job = plan.options;
     options_.steps.on_progress = [&](double done) {
       if (job.cancel != nullptr && job.cancel->load()) throw Error(ErrorCode::interrupted, "learning was interrupted");

@@ -72,8 +72,13 @@ LinearPlan::LinearPlan(const LinearQuantizeOptions& given) : options(given) {
       for (const LinearStepInfo* other : chain)
         if (other->place == StepPlace::channel)
           refuse_linear("method", fmt::format("{} and {} both choose scales of the same channels", other->name, name), "keep one of them");
+    if (step->place == StepPlace::block)
+      for (const LinearStepInfo* other : chain)
+        if (other->place == StepPlace::block)
+          refuse_linear("method", fmt::format("{} and {} both learn the codes of blocks", other->name, name), "keep one of them");
     chain.push_back(step);
   }
+  refuse_conflicts(options);
   const bool names_solver = !solver.empty();
   if (!names_solver) {
     solver = "rtn";

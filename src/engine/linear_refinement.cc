@@ -48,6 +48,7 @@ class HalfwayStep final : public LinearStep {
  public:
   void configure(LinearPlan& plan) override {
     if (!plan.integers()) refuse_linear("method", "halfway is a zero point, which floating-point codes have none of", "use --numbers int");
+    if (plan.options.symmetric) refuse_linear("symmetric", "halfway has a zero point of its own", "leave out --symmetric and --asymmetric");
     plan.solver_options.format.zero = codec::Zero::halfway;
     if (plan.options.search.empty()) plan.solver_options.format.search = codec::Search::shrink;
   }

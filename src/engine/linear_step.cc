@@ -162,7 +162,9 @@ double step_parameter(const LinearQuantizeOptions& options, std::string_view ste
 }
 
 void check_step_parameters(const LinearQuantizeOptions& options) {
-  const std::vector<std::string> steps = split_steps(options.method);
+  std::vector<std::string> steps = split_steps(options.method);
+  for (const LinearRule& rule : options.rules)
+    if (!rule.method.empty()) steps.push_back(rule.method);
   for (const auto& [key, value] : options.parameters) {
     const std::string step = key.substr(0, key.find('.'));
     const LinearStepInfo* info = find_linear_step(step);

@@ -75,6 +75,8 @@ class LinearStep {
 
 /// What the user gave, or the default. Errors: internal for a name that the table does not have.
 [[nodiscard]] double step_parameter(const LinearQuantizeOptions& options, std::string_view step, std::string_view name);
+/// Errors: invalid_argument for steps that do not go together, saying why.
+void refuse_conflicts(const LinearQuantizeOptions& options);
 /// Errors: invalid_argument for parameters of steps that the method does not have, unknown names, values out of range.
 void check_step_parameters(const LinearQuantizeOptions& options);
 

@@ -96,8 +96,11 @@ MethodDescription describe(const QuantizeStep& step) {
   d.base = "none";
   d.calibration = step.needs_text;
   d.determinism = step.determinism;
+  // bitsandbytes rounds by rules of its own.
+  const bool rounds_alone = step.place == "model" || step.place == "channels" || step.name == "rtn" || step.name == "dac";
   for (const QuantizeFormat& format : quantize_formats())
-    if (format.name == "weft" || (!step.own_only && format.name != "gguf")) d.formats.push_back(format.name);
+    if (format.name == "weft" || (!step.own_only && format.name != "gguf" && (!format.name.starts_with("bnb") || rounds_alone)))
+      d.formats.push_back(format.name);
   return d;
 }
 

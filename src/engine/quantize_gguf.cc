@@ -40,7 +40,7 @@ bool concerns_folders(const LinearQuantization& linear) {
   return !linear.calibration.files.empty() || linear.symmetric.has_value() || linear.nested || !linear.search.empty() ||
          linear.numbers != usual.numbers || linear.bits != usual.bits || linear.group != usual.group || linear.order != usual.order ||
          linear.damping != usual.damping || linear.drift != usual.drift || linear.smoothing != usual.smoothing || linear.rank != usual.rank ||
-         linear.exact != usual.exact;
+         linear.exact != usual.exact || !linear.parameters.empty();
 }
 
 /// A tensor's name, and what those that match become.

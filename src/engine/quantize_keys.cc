@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
 #include <functional>
 #include <limits>
@@ -82,7 +83,13 @@ const std::vector<Key>& keys() {
       {"budget", [](Options& options, const std::string& value, const std::string&) { set_quantize_budget(options.linear, value); }},
       linear_text("budget-by", &Linear::budget_by),
       {"widths",
-       [](Options& options, const std::string& value, const std::string& key) { options.linear.widths.push_back(number_of<int>(value, key)); }},
+       [](Options& options, const std::string& value, const std::string& key) {
+         for (std::size_t begin = 0; begin <= value.size();) {
+           const std::size_t end = std::min(value.find(',', begin), value.size());
+           options.linear.widths.push_back(number_of<int>(value.substr(begin, end - begin), key));
+           begin = end + 1;
+         }
+       }},
       linear_text("numbers", &Linear::numbers),
       {"symmetric", [](Options& options, const std::string& value, const std::string& key) { options.linear.symmetric = flag_of(value, key); }},
       linear_text("search", &Linear::search),

@@ -53,8 +53,9 @@ class Slab {
       std::int64_t end = begin + 1;
       while (end < n_ && group_at(end) == group) ++end;
       for (std::int64_t block = begin; block < end; block += kBlock) changed |= move_codes(block, std::min(end, block + kBlock));
-      changed |= move_scales(begin, end);
-      if (format_.levels == codec::Levels::integer && format_.zero == codec::Zero::offset) changed |= move_zeros(begin, end);
+      // A scale of several rows is not one row's to move.
+      if (out_.row_group == 1) changed |= move_scales(begin, end);
+      if (out_.row_group == 1 && format_.levels == codec::Levels::integer && format_.zero == codec::Zero::offset) changed |= move_zeros(begin, end);
       begin = end;
     }
     return changed;
