@@ -220,6 +220,17 @@ TEST(Findings, threads_change_no_bit_and_a_small_budget_is_refused_with_both_num
   }
 }
 
+TEST(Findings, an_expert_without_tokens_is_told_of_only_where_the_others_had_many) {
+  for (const double tokens : {169.0, 171.0}) {  // of 4 experts one has none: 126.75 and 128.25 each, had they been spread evenly
+    MeasureReport report;
+    report.models.emplace_back();
+    MeasuredBlock& block = report.models[0].blocks.emplace_back();
+    for (int e = 0; e < 4; ++e) block.measures.values.emplace_back("channels.experts." + std::to_string(e) + ".tokens", e == 2 ? 0 : tokens);
+    block.measures.values.emplace_back("channels.experts.unused", 1);
+    EXPECT_EQ(find_findings(report).size(), tokens == 171 ? 1u : 0u);
+  }
+}
+
 TEST(Findings, an_unknown_group_is_refused_with_the_nearest_one) {
   try {
     (void)Selection(std::vector<std::string>{"weibul"});
