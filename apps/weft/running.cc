@@ -19,10 +19,11 @@ void add_running_options(Command& command, RunningOptions& options) {
   Option& precision = command.value(
       {"--precision"}, "HOW", options.precision,
       "float32 throughout; fast: weights and large products may be bfloat16; int8: the layers' matrices and the inputs of large products "
-      "are rounded to 8 bits, which is several times faster and changes answers a little");
+      "are rounded to 8 bits, which is several times faster and changes answers a little; packed: quantized matrices are multiplied as they are "
+      "stored, those of GGUF's types with inputs rounded to 8 bits, which takes their memory and no more");
   precision.kind = ValueKind::choice;
-  precision.choices = {"float32", "fast", "int8"};
-  precision.default_text = "float32";
+  precision.choices = {"float32", "fast", "int8", "packed"};
+  precision.default_text = options.precision;
   Option& overlay = command.custom({"--overlay"}, "ADAPTER", "an adapter that is put over the model; may be given again",
                                    [&options](const std::string& text) { options.overlays.push_back(text); });
   overlay.kind = ValueKind::path;
@@ -32,7 +33,10 @@ void add_running_options(Command& command, RunningOptions& options) {
 
 void fill_running(Console& console, const RunningOptions& from, RunOptions& to) {
   console.fill(to);
-  to.precision = from.precision == "fast" ? Precision::fast : from.precision == "int8" ? Precision::int8 : Precision::float32;
+  to.precision = from.precision == "fast"     ? Precision::fast
+                 : from.precision == "int8"   ? Precision::int8
+                 : from.precision == "packed" ? Precision::packed
+                                              : Precision::float32;
 }
 
 std::string with_overlays(const std::string& model, const RunningOptions& options) {

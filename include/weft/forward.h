@@ -16,6 +16,8 @@ enum class Precision : std::uint8_t {
   fast,     ///< weights and the inputs of large products may be rounded to bfloat16
   int8,     ///< the layers' matrices are rounded to 8 bits, with a step for each output, and the inputs of large products likewise, with one for each
             ///< token; embedding, head and routers as fast has them
+  packed,   ///< matrices that are quantized stay as they are stored and are multiplied so: those of GGUF's types with inputs rounded to 8 bits in
+            ///< blocks of 32, as llama.cpp does, others with inputs in float32; everything else as float32 has it
 };
 
 /// What every command that runs a model takes. memory_bytes bounds weights and activations; a model that is larger runs block by block.

@@ -10,6 +10,7 @@
 
 #include "base/check.h"
 #include "base/text.h"
+#include "checkpoint/packed_rows.h"
 #include "math/convert.h"
 #include "weft/error.h"
 
@@ -19,7 +20,7 @@ namespace {
 /// Rows shorter than this are not read one by one: their whole tensor is, which is then small.
 constexpr std::uint64_t kShortRowBytes = 256;
 
-class ArrangedView final : public Checkpoint {
+class ArrangedView final : public Checkpoint, public PackedSource {
  public:
   ArrangedView(std::string container, const Checkpoint& main, std::vector<ArrangedTensor> tensors) : parts_(std::move(tensors)) {
     container_ = std::move(container);
@@ -69,6 +70,40 @@ class ArrangedView final : public Checkpoint {
       case ArrangedTensor::Kind::rows:
         return read_rows(part, own, offset, out);
     }
+  }
+
+  bool read_packed_rows(const TensorInfo& tensor, std::uint64_t first, std::uint64_t count, PackedRows& out) const override {
+    const ArrangedTensor& part = parts_[position(tensor)];
+    if (part.kind != ArrangedTensor::Kind::rows || part.shape.size() != 2) return false;
+    const auto columns = static_cast<std::uint64_t>(part.shape[1]);
+    if (columns == 0 || part.row_elements != columns) return false;
+    out = {};
+    for (const TensorRef& source : part.sources) {
+      if (source.tensor->shape.empty() || static_cast<std::uint64_t>(source.tensor->shape.back()) != columns) return false;
+      PackedRows rows;
+      if (!weft::read_packed_rows(*source.checkpoint, *source.tensor, 0, 0, rows)) return false;
+      if (&source == &part.sources.front())
+        out = rows;
+      else if (!(rows.format == out.format))
+        return false;
+    }
+    const std::uint64_t source_rows = part.sources.front().tensor->num_elements / columns;
+    const auto place = [&part](std::uint64_t row) { return part.row_of == nullptr ? row : part.row_of(row); };
+    for (std::uint64_t row = first; row < first + count;) {
+      // Rows that follow each other there as they do here are read in one go.
+      const std::uint64_t from = place(row), which = from / source_rows;
+      std::uint64_t run = 1;
+      while (row + run < first + count && place(row + run) == from + run && (from + run) / source_rows == which) ++run;
+      if (which >= part.sources.size()) throw Error(ErrorCode::internal, "a row outside of its tensors was asked for", {.tensor = part.name});
+      const TensorRef& source = part.sources[static_cast<std::size_t>(which)];
+      PackedRows rows;
+      if (!weft::read_packed_rows(*source.checkpoint, *source.tensor, from % source_rows, run, rows)) return false;
+      out.codes.insert(out.codes.end(), rows.codes.begin(), rows.codes.end());
+      out.scales.insert(out.scales.end(), rows.scales.begin(), rows.scales.end());
+      out.zeros.insert(out.zeros.end(), rows.zeros.begin(), rows.zeros.end());
+      row += run;
+    }
+    return true;
   }
 
   void will_read(const TensorInfo& tensor, std::uint64_t offset, std::uint64_t size_bytes) const noexcept override {

@@ -8,12 +8,14 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <mutex>
 #include <set>
 #include <utility>
 
 #include "base/check.h"
 #include "base/text.h"
+#include "checkpoint/packed_rows.h"
 #include "codec/packed_linear.h"
 #include "math/convert.h"
 #include "weft/error.h"
@@ -96,6 +98,11 @@ class Packed {
   virtual ~Packed() = default;
   /// Rows [first, first + count) of [rows, columns].
   virtual void decode(const Checkpoint& checkpoint, std::int64_t first, std::int64_t count, std::span<float> out) const = 0;
+  /// The same rows as codes, scales and zero points (with a count of 0 only the format); false where there is no format for what they are.
+  virtual bool pack(const Checkpoint& checkpoint, std::int64_t first, std::int64_t count, PackedRows& out) const {
+    static_cast<void>(checkpoint), static_cast<void>(first), static_cast<void>(count), static_cast<void>(out);
+    return false;
+  }
   [[nodiscard]] virtual std::vector<const TensorInfo*> parts() const = 0;
 
   std::int64_t rows = 0, columns = 0;
@@ -119,6 +126,23 @@ bool is_matrix(const TensorInfo& tensor, DType dtype) {
   return tensor.dtype == dtype && tensor.shape.size() == 2 && tensor.shape[0] > 0 && tensor.shape[1] > 0;
 }
 bool is_scale_type(DType dtype) { return dtype == DType::f16 || dtype == DType::bf16 || dtype == DType::f32; }
+
+/// Begins rows of `count`: their sizes; false when the format cannot hold so many columns.
+bool begin_rows(const math::PackedFormat& format, std::int64_t columns, std::int64_t count, PackedRows& out) {
+  out = {};
+  out.format = format;
+  if (!math::can_pack(format, static_cast<std::size_t>(columns))) return false;
+  const std::size_t groups = (static_cast<std::size_t>(columns) + format.group - 1) / format.group, n = static_cast<std::size_t>(count);
+  out.codes.resize(n * static_cast<std::size_t>(columns));
+  out.scales.resize(n * groups);
+  if (format.type == math::PackedType::integer && format.zero != math::PackedZero::middle) out.zeros.resize(n * groups);
+  return true;
+}
+/// A type for numbers of this one without loss.
+DType kept_as(DType dtype) {
+  if (dtype == DType::f8_e4m3) return DType::f16;
+  return dtype == DType::u8 || dtype == DType::f8_e8m0 ? DType::bf16 : dtype;
+}
 
 // ---- GPTQ and AWQ ------------------------------------------------------------------------------------------------------------------------
 
@@ -159,25 +183,11 @@ class Gptq final : public Packed {
 
   void decode(const Checkpoint& checkpoint, std::int64_t first, std::int64_t count, std::span<float> out) const override {
     const auto width = static_cast<std::size_t>(columns), n = static_cast<std::size_t>(count);
-    const std::int64_t groups = scales_.shape[0];
-    std::vector<std::int32_t> group_of(width);
-    if (index_ != nullptr) {
-      const std::vector<std::byte> bytes = read_all(checkpoint, *index_);
-      std::memcpy(group_of.data(), bytes.data(), bytes.size());
-      for (const std::int32_t g : group_of)
-        if (g < 0 || g >= groups)
-          damaged(checkpoint, index_->name, fmt::format("'{}' places an input in group {}, and there are {}", printable(index_->name), g, groups));
-    } else {
-      for (std::size_t c = 0; c < width; ++c) group_of[c] = static_cast<std::int32_t>(static_cast<std::int64_t>(c) / group_);
-    }
+    const std::vector<std::int32_t> group_of = groups_of_columns(checkpoint);
     const std::vector<std::uint32_t> words = words_of(read_columns(checkpoint, codes_, first, count));
     const std::vector<float> scales = scales_of(checkpoint, scales_, read_columns(checkpoint, scales_, first, count));
-    // Zero points straddle words: all of them.
-    const std::vector<std::uint32_t> zero_words = words_of(read_all(checkpoint, zeros_));
-    std::vector<std::uint8_t> zeros(static_cast<std::size_t>(groups * rows)), codes(width);
-    for (std::int64_t g = 0; g < groups; ++g)
-      codec::unpack_words(zero_words.data() + g * zeros_.shape[1], 1, static_cast<std::size_t>(rows), layout_.bits, layout_.form,
-                          zeros.data() + g * rows, 1);
+    const std::vector<std::uint8_t> zeros = zero_points(checkpoint);
+    std::vector<std::uint8_t> codes(width);
     for (std::size_t r = 0; r < n; ++r) {
       codec::unpack_words(words.data() + r, n, width, layout_.bits, layout_.form, codes.data(), 1);
       for (std::size_t c = 0; c < width; ++c) {
@@ -187,6 +197,35 @@ class Gptq final : public Packed {
       }
     }
   }
+  bool pack(const Checkpoint& checkpoint, std::int64_t first, std::int64_t count, PackedRows& out) const override {
+    // Version 1 has zero points up to 256, which a byte does not hold.
+    const math::PackedFormat format{.type = math::PackedType::integer,
+                                    .bits = layout_.bits,
+                                    .group = static_cast<std::size_t>(group_),
+                                    .scale_type = scales_.dtype,
+                                    .zero = layout_.bits == 8 ? math::PackedZero::floats : math::PackedZero::bytes,
+                                    .levels = {}};
+    if (!begin_rows(format, columns, count, out)) return false;
+    if (count == 0) {
+      const std::vector<std::int32_t> group_of = groups_of_columns(checkpoint);
+      for (std::size_t c = 0; c < group_of.size(); ++c)
+        if (group_of[c] != static_cast<std::int32_t>(c / static_cast<std::size_t>(group_))) return false;  // in order of importance
+      return true;
+    }
+    const auto width = static_cast<std::size_t>(columns), n = static_cast<std::size_t>(count), groups = static_cast<std::size_t>(scales_.shape[0]);
+    const std::vector<std::uint32_t> words = words_of(read_columns(checkpoint, codes_, first, count));
+    const std::vector<float> scales = scales_of(checkpoint, scales_, read_columns(checkpoint, scales_, first, count));
+    const std::vector<std::uint8_t> zeros = zero_points(checkpoint);
+    for (std::size_t r = 0; r < n; ++r) {
+      codec::unpack_words(words.data() + r, n, width, layout_.bits, layout_.form, out.codes.data() + r * width, 1);
+      for (std::size_t g = 0; g < groups; ++g) {
+        out.scales[r * groups + g] = scales[g * n + r];
+        out.zeros[r * groups + g] =
+            static_cast<float>(zeros[g * static_cast<std::size_t>(rows) + static_cast<std::size_t>(first) + r] + layout_.zero_bias);
+      }
+    }
+    return true;
+  }
   [[nodiscard]] std::vector<const TensorInfo*> parts() const override {
     std::vector<const TensorInfo*> all = {&codes_, &zeros_, &scales_};
     if (index_ != nullptr) all.push_back(index_);
@@ -194,6 +233,31 @@ class Gptq final : public Packed {
   }
 
  private:
+  [[nodiscard]] std::vector<std::int32_t> groups_of_columns(const Checkpoint& checkpoint) const {
+    std::vector<std::int32_t> group_of(static_cast<std::size_t>(columns));
+    const std::int64_t groups = scales_.shape[0];
+    if (index_ != nullptr) {
+      const std::vector<std::byte> bytes = read_all(checkpoint, *index_);
+      std::memcpy(group_of.data(), bytes.data(), bytes.size());
+      for (const std::int32_t g : group_of)
+        if (g < 0 || g >= groups)
+          damaged(checkpoint, index_->name, fmt::format("'{}' places an input in group {}, and there are {}", printable(index_->name), g, groups));
+    } else {
+      for (std::size_t c = 0; c < group_of.size(); ++c) group_of[c] = static_cast<std::int32_t>(static_cast<std::int64_t>(c) / group_);
+    }
+    return group_of;
+  }
+  /// As they are stored [groups, rows]: they straddle words, so all of them.
+  [[nodiscard]] std::vector<std::uint8_t> zero_points(const Checkpoint& checkpoint) const {
+    const std::int64_t groups = scales_.shape[0];
+    const std::vector<std::uint32_t> words = words_of(read_all(checkpoint, zeros_));
+    std::vector<std::uint8_t> zeros(static_cast<std::size_t>(groups * rows));
+    for (std::int64_t g = 0; g < groups; ++g)
+      codec::unpack_words(words.data() + g * zeros_.shape[1], 1, static_cast<std::size_t>(rows), layout_.bits, layout_.form, zeros.data() + g * rows,
+                          1);
+    return zeros;
+  }
+
   IntegerLayout layout_;
   const TensorInfo &codes_, &zeros_, &scales_;
   const TensorInfo* index_;
@@ -224,15 +288,11 @@ class AwqGemm final : public Packed {
   }
 
   void decode(const Checkpoint& checkpoint, std::int64_t first, std::int64_t count, std::span<float> out) const override {
-    static constexpr std::array<unsigned, 8> kNibble = {0, 4, 1, 5, 2, 6, 3, 7};
     const std::int64_t first_word = first / 8, num_words = (first + count + 7) / 8 - first_word;
     const std::vector<std::uint32_t> words = words_of(read_columns(checkpoint, codes_, first_word, num_words));
     const std::vector<float> scales = scales_of(checkpoint, scales_, read_columns(checkpoint, scales_, first, count));
     std::vector<std::uint32_t> zeros;
     if (zeros_ != nullptr && !layout_.fixed_zero) zeros = words_of(read_columns(checkpoint, *zeros_, first_word, num_words));
-    const auto field = [](std::uint32_t word, std::int64_t row) {
-      return static_cast<int>(word >> (4 * kNibble[static_cast<std::size_t>(row % 8)]) & 15U);
-    };
     for (std::int64_t r = 0; r < count; ++r) {
       const std::int64_t word = (first + r) / 8 - first_word;
       for (std::int64_t c = 0; c < columns; ++c) {
@@ -243,6 +303,35 @@ class AwqGemm final : public Packed {
       }
     }
   }
+  bool pack(const Checkpoint& checkpoint, std::int64_t first, std::int64_t count, PackedRows& out) const override {
+    const bool has_zeros = zeros_ != nullptr && !layout_.fixed_zero;
+    const math::PackedFormat format{.type = math::PackedType::integer,
+                                    .bits = 4,
+                                    .group = static_cast<std::size_t>(group_),
+                                    .scale_type = scales_.dtype,
+                                    .zero = has_zeros ? math::PackedZero::bytes : math::PackedZero::middle,
+                                    .levels = {}};
+    if (!begin_rows(format, columns, count, out)) return false;
+    if (count == 0) return true;
+    const std::int64_t first_word = first / 8, num_words = (first + count + 7) / 8 - first_word, groups = columns / group_;
+    const std::vector<std::uint32_t> words = words_of(read_columns(checkpoint, codes_, first_word, num_words));
+    const std::vector<float> scales = scales_of(checkpoint, scales_, read_columns(checkpoint, scales_, first, count));
+    std::vector<std::uint32_t> zeros;
+    if (has_zeros) zeros = words_of(read_columns(checkpoint, *zeros_, first_word, num_words));
+    for (std::int64_t r = 0; r < count; ++r) {
+      const std::int64_t word = (first + r) / 8 - first_word;
+      for (std::int64_t c = 0; c < columns; ++c)
+        out.codes[static_cast<std::size_t>(r * columns + c)] =
+            static_cast<std::uint8_t>(field(words[static_cast<std::size_t>(c * num_words + word)], first + r));
+      for (std::int64_t g = 0; g < groups; ++g) {
+        out.scales[static_cast<std::size_t>(r * groups + g)] = scales[static_cast<std::size_t>(g * count + r)];
+        if (has_zeros)
+          out.zeros[static_cast<std::size_t>(r * groups + g)] =
+              static_cast<float>(field(zeros[static_cast<std::size_t>(g * num_words + word)], first + r));
+      }
+    }
+    return true;
+  }
   [[nodiscard]] std::vector<const TensorInfo*> parts() const override {
     std::vector<const TensorInfo*> all = {&codes_, &scales_};
     if (zeros_ != nullptr) all.push_back(zeros_);
@@ -250,6 +339,10 @@ class AwqGemm final : public Packed {
   }
 
  private:
+  static int field(std::uint32_t word, std::int64_t row) {
+    static constexpr std::array<unsigned, 8> kNibble = {0, 4, 1, 5, 2, 6, 3, 7};
+    return static_cast<int>(word >> (4 * kNibble[static_cast<std::size_t>(row % 8)]) & 15U);
+  }
   IntegerLayout layout_;
   const TensorInfo &codes_, &scales_;
   const TensorInfo* zeros_;
@@ -286,6 +379,30 @@ class AwqGemv final : public Packed {
                   zero = field(zeros[static_cast<std::size_t>(r * zero_words + g / 8)], g);
         out[static_cast<std::size_t>(r * columns + c)] = scales[static_cast<std::size_t>(r * zero_words * 8 + g)] * static_cast<float>(code - zero);
       }
+  }
+  bool pack(const Checkpoint& checkpoint, std::int64_t first, std::int64_t count, PackedRows& out) const override {
+    const math::PackedFormat format{.type = math::PackedType::integer,
+                                    .bits = 4,
+                                    .group = static_cast<std::size_t>(group_),
+                                    .scale_type = scales_.dtype,
+                                    .zero = math::PackedZero::bytes,
+                                    .levels = {}};
+    if (!begin_rows(format, columns, count, out)) return false;
+    if (count == 0) return true;
+    const std::vector<std::uint32_t> words = words_of(read_rows(checkpoint, codes_, first, count)),
+                                     zeros = words_of(read_rows(checkpoint, zeros_, first, count));
+    const std::vector<float> scales = scales_of(checkpoint, scales_, read_rows(checkpoint, scales_, first, count));
+    const std::int64_t zero_words = zeros_.shape[1], groups = columns / group_;
+    const auto field = [](std::uint32_t word, std::int64_t at) { return static_cast<std::uint8_t>(word >> (4 * (at % 8)) & 15U); };
+    for (std::int64_t r = 0; r < count; ++r) {
+      for (std::int64_t c = 0; c < columns; ++c)
+        out.codes[static_cast<std::size_t>(r * columns + c)] = field(words[static_cast<std::size_t>(r * (columns / 8) + c / 8)], c);
+      for (std::int64_t g = 0; g < groups; ++g) {
+        out.scales[static_cast<std::size_t>(r * groups + g)] = scales[static_cast<std::size_t>(r * zero_words * 8 + g)];
+        out.zeros[static_cast<std::size_t>(r * groups + g)] = static_cast<float>(field(zeros[static_cast<std::size_t>(r * zero_words + g / 8)], g));
+      }
+    }
+    return true;
   }
   [[nodiscard]] std::vector<const TensorInfo*> parts() const override { return {&codes_, &zeros_, &scales_}; }
 
@@ -412,6 +529,55 @@ class Compressed final : public Packed {
         }
       }
     }
+  }
+  bool pack(const Checkpoint& checkpoint, std::int64_t first, std::int64_t count, PackedRows& out) const override {
+    math::PackedFormat format{.type = math::PackedType::integer,
+                              .bits = kind_ == Codes::packed ? args_.bits : 8,
+                              .group = static_cast<std::size_t>(std::min(group_, columns)),
+                              .scale_type = kept_as(scales_.dtype),
+                              .zero = zeros_ != nullptr ? math::PackedZero::bytes : math::PackedZero::middle,
+                              .levels = {}};
+    if (kind_ == Codes::nvfp4 || kind_ == Codes::mxfp6) return false;
+    if (kind_ == Codes::e4m3) format.type = math::PackedType::e4m3;
+    if (kind_ == Codes::mxfp4) {
+      format.type = math::PackedType::table;
+      for (std::size_t i = 0; i < 16; ++i) format.levels[i] = codec::level(Levels::e2m1, static_cast<std::uint8_t>(i));
+    }
+    if (!begin_rows(format, columns, count, out)) return false;
+    if (count == 0) {
+      const std::vector<std::int32_t> group_of = groups_of_columns(checkpoint);
+      for (std::size_t c = 0; c < group_of.size(); ++c)
+        if (group_of[c] != static_cast<std::int32_t>(static_cast<std::int64_t>(c) / group_)) return false;  // in order of importance
+      return true;
+    }
+    const auto width = static_cast<std::size_t>(columns), groups = static_cast<std::size_t>(num_groups_);
+    const std::vector<float> scales = scales_of(checkpoint, scales_, read_all(checkpoint, scales_));
+    const std::vector<int> zeros = zero_points(checkpoint);
+    const std::vector<std::byte> bytes = read_rows(checkpoint, *codes_, first, count);
+    const auto* raw = reinterpret_cast<const std::uint8_t*>(bytes.data());
+    const std::vector<std::uint32_t> words = kind_ == Codes::packed ? words_of(bytes) : std::vector<std::uint32_t>();
+    const std::size_t row_words = kind_ == Codes::packed ? static_cast<std::size_t>(codes_->shape[1]) : 0;
+    const int middle = 1 << (format.bits - 1);
+    for (std::size_t r = 0; r < static_cast<std::size_t>(count); ++r) {
+      std::uint8_t* codes = out.codes.data() + r * width;
+      const std::size_t scale_row = static_cast<std::size_t>((first + static_cast<std::int64_t>(r)) / row_group_) * groups;
+      for (std::size_t g = 0; g < groups; ++g) {
+        out.scales[r * groups + g] = scales[scale_row + g];
+        if (!out.zeros.empty()) out.zeros[r * groups + g] = static_cast<float>((zeros.empty() ? 0 : zeros[scale_row + g]) + middle);
+      }
+      if (kind_ == Codes::packed)
+        codec::unpack_words(words.data() + r * row_words, 1, width, args_.bits, word_form_, codes, 1);
+      else if (kind_ == Codes::mxfp4)
+        for (std::size_t c = 0; c < width; ++c) codes[c] = raw[(r * width + c) / 2] >> (c % 2 * 4) & 15U;
+      else
+        for (std::size_t c = 0; c < width; ++c) {
+          codes[c] = kind_ == Codes::int8 ? raw[r * width + c] ^ 0x80U : raw[r * width + c];
+          // The packed form has no NaN among its codes.
+          if (kind_ == Codes::e4m3 && (codes[c] & 0x7FU) == 0x7FU)
+            out.scales[r * groups + c / format.group] = std::numeric_limits<float>::quiet_NaN();
+        }
+    }
+    return true;
   }
   [[nodiscard]] std::vector<const TensorInfo*> parts() const override {
     std::vector<const TensorInfo*> all = {codes_, &scales_};
@@ -597,17 +763,7 @@ class Bnb4 final : public Packed {
     std::vector<std::byte> bytes(checked_size((end + 1) / 2 - begin / 2, "rows"));
     checkpoint.read_bytes(codes_, begin / 2, bytes);
     const std::vector<float> map = scales_of(checkpoint, map_, read_all(checkpoint, map_));
-    std::vector<float> absmax;
-    if (nested_ != nullptr) {
-      const std::vector<float> nested = scales_of(checkpoint, *nested_, read_all(checkpoint, *nested_)),
-                               nested_map = scales_of(checkpoint, *nested_map_, read_all(checkpoint, *nested_map_));
-      const std::vector<std::byte> codes = read_all(checkpoint, absmax_);
-      absmax.resize(codes.size());
-      for (std::size_t i = 0; i < codes.size(); ++i)
-        absmax[i] = nested_map[std::to_integer<std::size_t>(codes[i])] * nested[i / static_cast<std::size_t>(nested_block_)] + offset_;
-    } else {
-      absmax = scales_of(checkpoint, absmax_, read_all(checkpoint, absmax_));
-    }
+    const std::vector<float> absmax = magnitudes(checkpoint);
     for (std::uint64_t i = begin; i < end; ++i) {
       const auto byte = std::to_integer<unsigned>(bytes[static_cast<std::size_t>(i / 2 - begin / 2)]);
       out[static_cast<std::size_t>(i - begin)] =
@@ -620,8 +776,44 @@ class Bnb4 final : public Packed {
     return all;
   }
   [[nodiscard]] const Shape& dims() const { return dims_; }
+  bool pack(const Checkpoint& checkpoint, std::int64_t first, std::int64_t count, PackedRows& out) const override {
+    math::PackedFormat format{.type = math::PackedType::table,
+                              .bits = 4,
+                              .group = static_cast<std::size_t>(block_),
+                              .scale_type = DType::f32,
+                              .zero = math::PackedZero::middle,
+                              .levels = {}};
+    const std::vector<float> map = scales_of(checkpoint, map_, read_all(checkpoint, map_));
+    std::copy(map.begin(), map.end(), format.levels.begin());
+    if (dims_.size() != 2 || columns % block_ != 0 || !begin_rows(format, columns, count, out)) return false;
+    if (count == 0) return true;
+    std::vector<std::byte> bytes(static_cast<std::size_t>(count * columns / 2));
+    checkpoint.read_bytes(codes_, static_cast<std::uint64_t>(first * columns / 2), bytes);
+    for (std::size_t i = 0; i < bytes.size(); ++i) {
+      out.codes[2 * i] = std::to_integer<std::uint8_t>(bytes[i] >> 4);
+      out.codes[2 * i + 1] = std::to_integer<std::uint8_t>(bytes[i] & std::byte{15});
+    }
+    const std::vector<float> absmax = magnitudes(checkpoint);
+    std::copy_n(absmax.begin() + first * columns / block_, out.scales.size(), out.scales.begin());
+    return true;
+  }
 
  private:
+  [[nodiscard]] std::vector<float> magnitudes(const Checkpoint& checkpoint) const {
+    std::vector<float> absmax;
+    if (nested_ != nullptr) {
+      const std::vector<float> nested = scales_of(checkpoint, *nested_, read_all(checkpoint, *nested_)),
+                               nested_map = scales_of(checkpoint, *nested_map_, read_all(checkpoint, *nested_map_));
+      const std::vector<std::byte> codes = read_all(checkpoint, absmax_);
+      absmax.resize(codes.size());
+      for (std::size_t i = 0; i < codes.size(); ++i)
+        absmax[i] = nested_map[std::to_integer<std::size_t>(codes[i])] * nested[i / static_cast<std::size_t>(nested_block_)] + offset_;
+    } else {
+      absmax = scales_of(checkpoint, absmax_, read_all(checkpoint, absmax_));
+    }
+    return absmax;
+  }
+
   const TensorInfo &state_, &codes_, &absmax_, &map_;
   const TensorInfo *nested_ = nullptr, *nested_map_ = nullptr;
   Shape dims_;
@@ -654,6 +846,21 @@ class Bnb8 final : public Packed {
     for (std::size_t i = 0; i < bytes.size(); ++i)
       out[i] = static_cast<float>(static_cast<std::int8_t>(bytes[i])) *
                scales[static_cast<std::size_t>(first) + i / static_cast<std::size_t>(columns)] / 127.0F;
+  }
+  bool pack(const Checkpoint& checkpoint, std::int64_t first, std::int64_t count, PackedRows& out) const override {
+    const math::PackedFormat format{.type = math::PackedType::integer,
+                                    .bits = 8,
+                                    .group = static_cast<std::size_t>(columns),
+                                    .scale_type = DType::f32,
+                                    .zero = math::PackedZero::middle,
+                                    .levels = {}};
+    if (!begin_rows(format, columns, count, out)) return false;
+    if (count == 0) return true;
+    const std::vector<std::byte> bytes = read_rows(checkpoint, codes_, first, count);
+    const std::vector<float> scales = scales_of(checkpoint, scales_, read_all(checkpoint, scales_));
+    for (std::size_t i = 0; i < bytes.size(); ++i) out.codes[i] = std::to_integer<std::uint8_t>(bytes[i] ^ std::byte{0x80});
+    for (std::size_t r = 0; r < out.scales.size(); ++r) out.scales[r] = scales[static_cast<std::size_t>(first) + r] / 127.0F;
+    return true;
   }
   [[nodiscard]] std::vector<const TensorInfo*> parts() const override {
     std::vector<const TensorInfo*> all = {&codes_, &scales_};
@@ -785,6 +992,51 @@ class Own final : public Packed {
       }
     }
   }
+  bool pack(const Checkpoint& checkpoint, std::int64_t first, std::int64_t count, PackedRows& out) const override {
+    math::PackedFormat format{.type = math::PackedType::integer,
+                              .bits = bits_,
+                              .group = static_cast<std::size_t>(std::min(group_, columns)),
+                              .scale_type = kept_as(scales_.dtype),
+                              .zero = math::PackedZero::middle,
+                              .levels = {}};
+    if (left_ != nullptr || added_ != nullptr) return false;  // more than codes
+    if (levels_ == Levels::e4m3) {
+      format.type = math::PackedType::e4m3;
+    } else if (levels_ != Levels::integer) {
+      if (bits_ != 4) return false;
+      format.type = math::PackedType::table;
+      for (std::size_t i = 0; i < 16; ++i) format.levels[i] = codec::level(levels_, static_cast<std::uint8_t>(i));
+    } else if (zeros_ != nullptr && zeros_->dtype != DType::i32) {
+      format.zero = math::PackedZero::floats;
+      if (zeros_->dtype != format.scale_type) format.scale_type = DType::f32;
+    } else if (zeros_ != nullptr || zero_ != static_cast<float>(1 << (bits_ - 1))) {
+      format.zero = math::PackedZero::bytes;
+      if (zeros_ == nullptr && (zero_ < 0 || zero_ > 255 || zero_ != std::floor(zero_))) {
+        // One between two codes: halves up to 128 have the 8 bits of every type of scales.
+        format.zero = math::PackedZero::floats;
+        if (std::fabs(zero_) > 128 || 2 * zero_ != std::floor(2 * zero_)) format.scale_type = DType::f32;
+      }
+    }
+    if (!begin_rows(format, columns, count, out)) return false;
+    if (count == 0) return true;
+    const auto width = static_cast<std::size_t>(columns), row_words = static_cast<std::size_t>(codes_.shape[1]),
+               groups = static_cast<std::size_t>(scales_.shape[1]);
+    const std::vector<std::uint32_t> words = words_of(read_rows(checkpoint, codes_, first, count));
+    const std::int64_t first_group = first / row_group_, num_groups = (first + count - 1) / row_group_ - first_group + 1;
+    const std::vector<float> scales = scales_of(checkpoint, scales_, read_rows(checkpoint, scales_, first_group, num_groups));
+    const std::vector<float> zeros = zeros_of(checkpoint, first_group, num_groups, groups);
+    for (std::size_t r = 0; r < static_cast<std::size_t>(count); ++r) {
+      const std::size_t of_row = static_cast<std::size_t>((first + static_cast<std::int64_t>(r)) / row_group_ - first_group) * groups;
+      for (std::size_t g = 0; g < groups; ++g) {
+        out.scales[r * groups + g] = scales[of_row + g];
+        if (!out.zeros.empty()) out.zeros[r * groups + g] = zeros.empty() ? zero_ : zeros[of_row + g];
+      }
+      codec::unpack_words(words.data() + r * row_words, 1, width, bits_, WordForm::stream, out.codes.data() + r * width, 1);
+      for (std::size_t c = 0; c < width && format.type == math::PackedType::e4m3; ++c)  // no NaN among its codes
+        if ((out.codes[r * width + c] & 0x7FU) == 0x7FU) out.scales[r * groups + c / format.group] = std::numeric_limits<float>::quiet_NaN();
+    }
+    return true;
+  }
   [[nodiscard]] std::vector<const TensorInfo*> parts() const override {
     std::vector<const TensorInfo*> all = {&codes_, &scales_, &form_};
     for (const TensorInfo* tensor : {zeros_, left_, right_, added_at_, added_rows_, added_columns_, added_})
@@ -902,7 +1154,7 @@ std::string lower(std::string text) {
   return text;
 }
 
-class QuantizedCheckpoint final : public Checkpoint {
+class QuantizedCheckpoint final : public Checkpoint, public PackedSource {
  public:
   QuantizedCheckpoint(std::shared_ptr<const Checkpoint> stored, const Json& config) : stored_(std::move(stored)) {
     container_ = stored_->container();
@@ -971,6 +1223,11 @@ class QuantizedCheckpoint final : public Checkpoint {
       out = out.subspan(size);
       offset = 0;
     }
+  }
+  bool read_packed_rows(const TensorInfo& tensor, std::uint64_t first, std::uint64_t count, PackedRows& out) const override {
+    const Entry& entry = entry_of(tensor);
+    if (entry.packed == nullptr) return weft::read_packed_rows(*stored_, *entry.plain, first, count, out);
+    return entry.packed->pack(*stored_, static_cast<std::int64_t>(first), static_cast<std::int64_t>(count), out);
   }
   void will_read(const TensorInfo& tensor, std::uint64_t offset, std::uint64_t size_bytes) const noexcept override {
     const auto found = by_name_.find(tensor.name);

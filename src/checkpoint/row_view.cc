@@ -11,6 +11,7 @@
 
 #include "base/check.h"
 #include "base/text.h"
+#include "checkpoint/packed_rows.h"
 #include "checkpoint/tensor_view.h"
 #include "math/convert.h"
 #include "weft/error.h"
@@ -350,7 +351,7 @@ class RowView final : public Checkpoint {
 // Whole tensors
 
 /// Tensors of other checkpoints, each with a name and a number of rows of its own.
-class TensorSelection final : public Checkpoint {
+class TensorSelection final : public Checkpoint, public PackedSource {
  public:
   struct Part {
     TensorRef from;
@@ -395,6 +396,10 @@ class TensorSelection final : public Checkpoint {
   }
   void check_unchanged() const override {
     for (const auto& checkpoint : checkpoints_) checkpoint->check_unchanged();
+  }
+  bool read_packed_rows(const TensorInfo& tensor, std::uint64_t first, std::uint64_t count, PackedRows& out) const override {
+    const TensorRef& from = from_[position(tensor)];
+    return weft::read_packed_rows(*from.checkpoint, *from.tensor, first, count, out);
   }
   /// The tensor that this one only renames; nothing where it is cut.
   [[nodiscard]] std::optional<TensorRef> renamed(const TensorInfo& tensor) const {

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstring>
@@ -652,7 +653,8 @@ BlockPassResult BlockPass::run(const std::function<void(Block&)>& visit) {
     head.ingredients = options_.ingredients;
     head.ingredients.push_back(model_ingredient("the model", *model_.files().checkpoint));
     head.ingredients.push_back({"the calibration tokens", tokens_->digest()});
-    head.ingredients.push_back({"--precision", options_.precision == Precision::fast ? "fast" : "float32"});
+    static constexpr std::array<const char*, 4> kPrecisions = {"float32", "fast", "int8", "packed"};
+    head.ingredients.push_back({"--precision", kPrecisions.at(static_cast<std::size_t>(options_.precision))});
     head.ingredients.push_back({"the activations that are kept", original_ ? "two streams" : "one stream"});
     first = folder_->resume(head);
     result.num_resumed = static_cast<std::size_t>(first);

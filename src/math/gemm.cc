@@ -206,9 +206,9 @@ void plain_nt(std::size_t m, std::size_t n, std::size_t k, const float* a, std::
 }
 
 void plain_nn(std::size_t m, std::size_t n, std::size_t k, const float* a, std::size_t lda, const float* b, std::size_t ldb, float* out,
-              std::size_t ldo) {
+              std::size_t ldo, Sum sum) {
   for (std::size_t i = 0; i < m; ++i) {
-    std::fill_n(out + i * ldo, n, 0.0F);
+    if (sum == Sum::replace) std::fill_n(out + i * ldo, n, 0.0F);
     for (std::size_t p = 0; p < k; ++p) add_scaled(a[i * lda + p], b + p * ldb, out + i * ldo, n);
   }
 }
@@ -240,12 +240,12 @@ void gemm_nt(std::size_t m, std::size_t n, std::size_t k, const float* a, std::s
 }
 
 void gemm_nn(std::size_t m, std::size_t n, std::size_t k, const float* a, std::size_t lda, const float* b, std::size_t ldb, float* out,
-             std::size_t ldo) {
+             std::size_t ldo, Sum sum) {
   if (m == 0 || n == 0) return;
   if (Library::get().handle != nullptr && k > 0)
-    sgemm('N', 'N', m, n, k, a, lda, b, ldb, out, ldo, Sum::replace);
+    sgemm('N', 'N', m, n, k, a, lda, b, ldb, out, ldo, sum);
   else
-    plain_nn(m, n, k, a, lda, b, ldb, out, ldo);
+    plain_nn(m, n, k, a, lda, b, ldb, out, ldo, sum);
 }
 
 void gemm_tn(std::size_t m, std::size_t n, std::size_t k, const float* a, std::size_t lda, const float* b, std::size_t ldb, float* out,

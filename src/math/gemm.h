@@ -15,7 +15,7 @@ void gemm_nt(std::size_t m, std::size_t n, std::size_t k, const float* a, std::s
              std::size_t ldo, Sum sum = Sum::replace);
 /// out[i, j] = sum_k a[i, k] b[k, j]. b: [k, n].
 void gemm_nn(std::size_t m, std::size_t n, std::size_t k, const float* a, std::size_t lda, const float* b, std::size_t ldb, float* out,
-             std::size_t ldo);
+             std::size_t ldo, Sum sum = Sum::replace);
 /// out[i, j] = sum_k a[k, i] b[k, j]. a: [k, m], b: [k, n].
 void gemm_tn(std::size_t m, std::size_t n, std::size_t k, const float* a, std::size_t lda, const float* b, std::size_t ldb, float* out,
              std::size_t ldo);

@@ -4,21 +4,21 @@
 
 #include <algorithm>
 #include <cstring>
-#include <new>
 #include <set>
 #include <utility>
 
 #include "base/check.h"
 #include "base/text.h"
+#include "checkpoint/packed_rows.h"
 #include "math/convert.h"
 #include "math/gemm.h"
 #include "math/neural.h"
+#include "model/packed_linear.h"
 #include "weft/error.h"
 
 namespace weft::model {
 namespace {
 
-constexpr std::align_val_t kLine{64};
 /// Up to here rows of x go through the weights together; from here on a GEMM is faster.
 constexpr std::size_t kFewRows = 6;
 /// A tile of weights, decoded, stays in the second-level cache.
@@ -73,10 +73,18 @@ bool is_rounded_to_int8(Role role) {
 
 // ---- Linear
 
-void AlignedBytes::Free::operator()(std::byte* p) const noexcept { ::operator delete[](p, kLine); }
-AlignedBytes::AlignedBytes(std::size_t size_bytes) : data_(static_cast<std::byte*>(::operator new[](size_bytes, kLine))), size_(size_bytes) {}
+std::uint64_t Linear::size_bytes() const noexcept {
+  std::uint64_t total = weight.size() + (bias.size() + steps.size() + offsets.size()) * sizeof(float);
+  for (const math::PackedMatrix& part : packed) total += part.size_bytes();
+  return total;
+}
 
-void Linear::read_row(std::size_t r, float* out) const { decode_rows(*this, r, 1, out); }
+void Linear::read_row(std::size_t r, float* out) const {
+  if (packed.empty()) return decode_rows(*this, r, 1, out);
+  std::size_t part = 0;
+  while (r >= packed[part].rows()) r -= packed[part++].rows();
+  packed[part].read_row(r, out);
+}
 
 void apply_linear(const Linear& linear, const float* x, std::size_t x_stride, std::size_t num_rows, float* out, std::size_t out_stride,
                   Precision precision, ThreadTeam& team) {
@@ -86,6 +94,7 @@ void apply_linear(const Linear& linear, const float* x, std::size_t x_stride, st
     if (linear.bias.empty()) return;
     for (std::size_t t = 0; t < num_rows; ++t) math::add_to(linear.bias.data() + first, out + t * out_stride + first, count);
   };
+  if (!linear.packed.empty()) return apply_packed(linear, x, x_stride, num_rows, out, out_stride, team);
   const std::size_t row_bytes = bytes_of(linear.dtype, k);
 
   if (num_rows <= kFewRows) {
@@ -180,6 +189,12 @@ WeightReader::WeightReader(std::shared_ptr<const Checkpoint> checkpoint, const J
   for (std::size_t i = 0; i < blocks_.size(); ++i)
     find_tensors(blocks_[i], tensor_slots(architecture, config, Placement::layer, static_cast<int>(i)));
 
+  if (precision == Precision::packed) {
+    find_packed(input_);
+    find_packed(output_);
+    for (Group& group : blocks_) find_packed(group);
+  }
+
   for (const Group* group : {&input_, &output_})
     for (const Found& found : *group) used.insert(found.tensor->name);
   for (const Group& group : blocks_)
@@ -263,6 +278,27 @@ void WeightReader::find_tensors(Group& group, std::vector<TensorSlot> slots) {
   }
 }
 
+void WeightReader::find_packed(Group& group) {
+  for (Found& found : group) {
+    if (found.is_bias || found.tensor->shape.size() != 2 || found.slot.transposed) continue;
+    PackedRows rows;
+    if (read_packed_rows(*found.source, *found.tensor, 0, 0, rows)) found.packed = rows.format;
+  }
+  // What is one product stays packed as a whole or not at all.
+  static constexpr std::array<Role, 8> kTogether[] = {
+      {Role::q, Role::k, Role::v}, {Role::gate, Role::gate_up, Role::up}, {Role::shared_gate, Role::shared_up}};
+  for (const std::array<Role, 8>& roles : kTogether) {
+    const auto is_one = [&roles](const Found& found) {
+      return !found.is_bias && found.slot.role != Role::unknown && std::find(roles.begin(), roles.end(), found.slot.role) != roles.end();
+    };
+    std::set<int> decoded;  // by expert
+    for (const Found& found : group)
+      if (is_one(found) && !found.packed) decoded.insert(found.slot.expert);
+    for (Found& found : group)
+      if (is_one(found) && decoded.contains(found.slot.expert)) found.packed.reset();
+  }
+}
+
 const WeightReader::Found* WeightReader::find(const Group& group, Role role, bool bias, int expert) const {
   for (const Found& found : group)
     if (found.slot.role == role && found.is_bias == bias && found.slot.expert == expert) return &found;
@@ -273,7 +309,7 @@ const WeightReader::Found* WeightReader::find(const Group& group, Role role, boo
 
 DType WeightReader::stored_as(DType dtype, Role role) const {
   if (precision_ == Precision::int8 && is_rounded_to_int8(role)) return DType::i8;
-  if (precision_ != Precision::float32) return DType::bf16;
+  if (precision_ != Precision::float32 && precision_ != Precision::packed) return DType::bf16;
   switch (dtype) {
     case DType::bf16:
     case DType::f16:
@@ -315,6 +351,7 @@ Linear WeightReader::linear(const Group& group, std::span<const Role> roles, Thr
       has_bias = has_bias || find(group, role, true, expert) != nullptr;
     }
   if (parts.empty()) return out;
+  const bool is_packed = std::all_of(parts.begin(), parts.end(), [](const Found* part) { return part->packed.has_value(); });
   out.dtype = stored_as(parts.front()->tensor->dtype, parts.front()->slot.role);
   for (const Found* part : parts) {
     const Shape& shape = part->tensor->shape;
@@ -324,12 +361,13 @@ Linear WeightReader::linear(const Group& group, std::span<const Role> roles, Thr
     // Parts of different types meet in the type that holds both.
     if (stored_as(part->tensor->dtype, part->slot.role) != out.dtype) out.dtype = DType::f32;
   }
-  if (out.dtype == DType::i8) {
+  if (out.dtype == DType::i8 && !is_packed) {
     out.steps.resize(out.rows);
     out.offsets.resize(out.rows);
   }
   const std::size_t columns = out.columns;
-  out.weight = AlignedBytes(checked_size(checked_mul(out.rows, bytes_of(out.dtype, columns), "the size of a matrix"), "the size of a matrix"));
+  if (!is_packed)
+    out.weight = AlignedBytes(checked_size(checked_mul(out.rows, bytes_of(out.dtype, columns), "the size of a matrix"), "the size of a matrix"));
 
   // Where row r of the stored q, k, v goes: the interleaved layout has a block of 3 for each head.
   const auto heads = static_cast<std::size_t>(network_.heads), head_dim = static_cast<std::size_t>(network_.head_dim);
@@ -357,7 +395,8 @@ Linear WeightReader::linear(const Group& group, std::span<const Role> roles, Thr
         quantize_row(out, first_row + target(r), row.data());
       });
     }
-    const std::size_t num_units = is_turned ? 0 : (stored_rows + rows_at_once - 1) / rows_at_once;
+    if (is_packed) out.packed.push_back(packed_matrix(*part, team, target));
+    const std::size_t num_units = is_turned || is_packed ? 0 : (stored_rows + rows_at_once - 1) / rows_at_once;
     team.for_each(num_units, [&](std::size_t unit, int) {
       const std::size_t begin = unit * rows_at_once, count = std::min(rows_at_once, stored_rows - begin);
       if (is_copy) {
@@ -397,6 +436,21 @@ Linear WeightReader::linear(const Group& group, std::span<const Role> roles, Thr
     first_row += part_rows;
   }
   return out;
+}
+
+math::PackedMatrix WeightReader::packed_matrix(const Found& part, ThreadTeam& team, const std::function<std::size_t(std::size_t)>& target) const {
+  const TensorInfo& tensor = *part.tensor;
+  const auto rows = static_cast<std::size_t>(tensor.shape[0]), columns = static_cast<std::size_t>(tensor.shape[1]);
+  math::PackedMatrix matrix(*part.packed, rows, columns);
+  const std::size_t at_once = std::max<std::size_t>(kReadBytes / columns / 32 * 32, 32);
+  team.for_each((rows + at_once - 1) / at_once, [&](std::size_t unit, int) {
+    const std::size_t first = unit * at_once, count = std::min(at_once, rows - first);
+    PackedRows read;
+    if (!read_packed_rows(*part.source, tensor, first, count, read) || !(read.format == *part.packed))
+      throw Error(ErrorCode::internal, "a packed matrix changed its form", {.tensor = printable(tensor.name)});
+    for (std::size_t i = 0; i < count; ++i) read.put(i, matrix, target(first + i));
+  });
+  return matrix;
 }
 
 FeedForward WeightReader::feed_forward(const Group& group, std::span<const Role> up, Role down, ThreadTeam& team, int expert) const {
@@ -457,6 +511,7 @@ BlockWeights WeightReader::block(std::size_t layer, ThreadTeam& team, const Chec
       WEFT_ASSERT(tensor->shape == found.tensor->shape);
       found.tensor = tensor;
       found.source = changed;
+      found.packed.reset();
     }
   }
   const Group& group = changed == nullptr ? blocks_[layer] : with_changes;
@@ -493,7 +548,11 @@ void WeightReader::will_read_block(std::size_t layer) const {
 std::uint64_t WeightReader::group_bytes(const Group& group, bool with_tied) const {
   std::uint64_t total = 0;
   for (const Found& found : group)
-    if (!found.is_tied || with_tied) {
+    if (found.packed && (!found.is_tied || with_tied)) {
+      total = checked_add(
+          total, math::packed_size(*found.packed, static_cast<std::size_t>(found.tensor->shape[0]), static_cast<std::size_t>(found.tensor->shape[1])),
+          "the size of a model");
+    } else if (!found.is_tied || with_tied) {
       // Parts that meet may be widened to float32; norms and biases always are.
       const bool is_matrix = found.tensor->shape.size() == 2;
       const auto bits = static_cast<std::uint64_t>(info(is_matrix ? stored_as(found.tensor->dtype, found.slot.role) : DType::f32).bits);

@@ -2,14 +2,18 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "base/aligned_bytes.h"
 #include "base/thread_team.h"
 #include "checkpoint/json.h"
+#include "math/packed_matrix.h"
 #include "model/architecture.h"
 #include "model/network_config.h"
 #include "weft/checkpoint.h"
@@ -17,24 +21,6 @@
 
 // The weights of a network as a forward pass needs them, read from any checkpoint, one block at a time.
 namespace weft::model {
-
-/// Memory that begins at a cache line.
-class AlignedBytes {
- public:
-  AlignedBytes() = default;
-  explicit AlignedBytes(std::size_t size_bytes);
-  [[nodiscard]] std::byte* data() noexcept { return data_.get(); }
-  [[nodiscard]] const std::byte* data() const noexcept { return data_.get(); }
-  [[nodiscard]] std::size_t size() const noexcept { return size_; }
-  [[nodiscard]] std::span<std::byte> span() noexcept { return {data_.get(), size_}; }
-
- private:
-  struct Free {
-    void operator()(std::byte* p) const noexcept;
-  };
-  std::unique_ptr<std::byte[], Free> data_;
-  std::size_t size_ = 0;
-};
 
 /// y = W x + b. Rows are outputs.
 struct Linear {
@@ -44,9 +30,11 @@ struct Linear {
   std::vector<float> bias;            ///< empty: none
   std::vector<float> steps;           ///< of i8, for each row: a weight is its integer times this
   std::vector<std::int32_t> offsets;  ///< of i8, for each row: 128 times the sum of its integers
+  /// In place of `weight`: matrices that stay packed, one below the other.
+  std::vector<math::PackedMatrix> packed;
 
   [[nodiscard]] bool is_there() const noexcept { return rows > 0; }
-  [[nodiscard]] std::uint64_t size_bytes() const noexcept { return weight.size() + (bias.size() + steps.size() + offsets.size()) * sizeof(float); }
+  [[nodiscard]] std::uint64_t size_bytes() const noexcept;
   /// Row r as float32.
   void read_row(std::size_t r, float* out) const;
 };
@@ -141,6 +129,7 @@ class WeightReader {
     const Checkpoint* source = nullptr;  ///< that has it
     bool is_tied = false;
     bool is_bias = false;
+    std::optional<math::PackedFormat> packed;  ///< as which it stays in memory
   };
   using Group = std::vector<Found>;
   enum class Rows { plain, per_head };
@@ -148,6 +137,8 @@ class WeightReader {
   void find_tensors(Group& group, std::vector<TensorSlot> slots);
   [[nodiscard]] const Found* find(const Group& group, Role role, bool bias, int expert = -1) const;
   [[nodiscard]] Linear linear(const Group& group, std::span<const Role> roles, ThreadTeam& team, int expert = -1, Rows rows = Rows::plain) const;
+  [[nodiscard]] math::PackedMatrix packed_matrix(const Found& part, ThreadTeam& team, const std::function<std::size_t(std::size_t)>& target) const;
+  static void find_packed(Group& group);
   [[nodiscard]] NormWeights norm(const Group& group, Role role, Site site) const;
   [[nodiscard]] static std::vector<float> vector(const Found& found);
   [[nodiscard]] FeedForward feed_forward(const Group& group, std::span<const Role> up, Role down, ThreadTeam& team, int expert = -1) const;

@@ -7,7 +7,9 @@
 #include <filesystem>
 #include <functional>
 
+#include "checkpoint/packed_rows.h"
 #include "codec/packed_linear.h"
+#include "math/convert.h"
 #include "support/errors.h"
 #include "support/golden.h"
 #include "support/memory_checkpoint.h"
@@ -52,6 +54,35 @@ Json config_of(const std::string& quantization) {
   return parse_json("{\"torch_dtype\": \"bfloat16\", \"quantization_config\": " + quantization + "}", "config.json");
 }
 
+/// Counts, so that a test can tell that something was compared.
+int num_packed = 0;
+
+/// What stays packed stands for the values that are read, but for their rounding to the tensor's type.
+void expect_packed_alike(const Checkpoint& view, const TensorInfo& tensor) {
+  PackedRows rows;
+  if (!read_packed_rows(view, tensor, 0, 0, rows)) return;
+  ++num_packed;
+  const auto num_rows = static_cast<std::size_t>(tensor.shape[0]), columns = static_cast<std::size_t>(tensor.shape[1]);
+  math::PackedMatrix matrix(rows.format, num_rows, columns);
+  // Bands as threads read them, which begin in the middle of words.
+  for (std::size_t first = 0; first < num_rows; first += 13) {
+    const std::size_t count = std::min<std::size_t>(13, num_rows - first);
+    ASSERT_TRUE(read_packed_rows(view, tensor, first, count, rows));
+    for (std::size_t i = 0; i < count; ++i) rows.put(i, matrix, first + i);
+  }
+  const std::vector<std::byte> bytes = read_in_pieces(view, tensor, tensor.size_bytes);
+  std::vector<float> expected(num_rows * columns), row(columns);
+  math::decode(tensor.dtype, bytes, expected);
+  const double step = tensor.dtype == DType::bf16 ? 1.0 / 256 : tensor.dtype == DType::f16 ? 1.0 / 2048 : 1e-6;
+  for (std::size_t r = 0; r < num_rows; ++r) {
+    matrix.read_row(r, row.data());
+    for (std::size_t c = 0; c < columns; ++c) {
+      const double value = static_cast<double>(expected[r * columns + c]);
+      ASSERT_NEAR(static_cast<double>(row[c]), value, 1.01 * step * std::abs(value) + 1e-6) << "row " << r << " column " << c;
+    }
+  }
+}
+
 void expect_decoded(const std::vector<MemoryCheckpoint::Tensor>& tensors, const Json& config, const GoldenTensor& expected) {
   std::string not_read;
   const auto view = decode_quantized(std::make_shared<MemoryCheckpoint>(tensors), config, not_read);
@@ -68,10 +99,12 @@ void expect_decoded(const std::vector<MemoryCheckpoint::Tensor>& tensors, const 
     ASSERT_EQ(bytes.size(), expected.bytes.size());
     EXPECT_EQ(std::memcmp(bytes.data(), expected.bytes.data(), bytes.size()), 0);
   }
+  expect_packed_alike(*view, tensor);
 }
 
 TEST(QuantizedView, gptq_weights_are_what_gptqmodel_makes_of_them) {
   if (!fs::exists(kGoldens)) GTEST_SKIP() << "no reference data beside the repository";
+  num_packed = 0;
   const GoldenModel golden = testing::read_safetensors(kGoldens / "gptq_awq.safetensors");
   const Json index = read_json_file(kGoldens / "gptq_awq.json");
   for (const auto& [name, what] : *index.find("packed")->object()) {
@@ -94,10 +127,12 @@ TEST(QuantizedView, gptq_weights_are_what_gptqmodel_makes_of_them) {
         expect_decoded(module_of(golden, prefix, {"decoded"}), config_of(write_json(*beside)), golden.at(prefix + ".decoded"));
     }
   }
+  EXPECT_GT(num_packed, 0);
 }
 
 TEST(QuantizedView, awq_weights_are_what_autoawq_makes_of_them) {
   if (!fs::exists(kGoldens)) GTEST_SKIP() << "no reference data beside the repository";
+  num_packed = 0;
   const GoldenModel golden = testing::read_safetensors(kGoldens / "awq.safetensors");
   const Json index = read_json_file(kGoldens / "awq.json");
   for (const int group : {32, 64, 128}) {
@@ -112,10 +147,12 @@ TEST(QuantizedView, awq_weights_are_what_autoawq_makes_of_them) {
   const Json& model = *index.find("from_model");
   const std::string prefix = *model.find("name")->string() + "." + *model.find("layer")->string();
   expect_decoded(module_of(golden, prefix, {"decoded"}), config_of(write_json(*model.find("quantization_config"))), golden.at(prefix + ".decoded"));
+  EXPECT_GT(num_packed, 0);
 }
 
 TEST(QuantizedView, compressed_tensors_are_what_the_tool_makes_of_them) {
   if (!fs::exists(kGoldens)) GTEST_SKIP() << "no reference data beside the repository";
+  num_packed = 0;
   const GoldenModel golden = testing::read_safetensors(kGoldens / "compressed_tensors.safetensors");
   const Json index = read_json_file(kGoldens / "compressed_tensors.json");
   for (const auto& [name, what] : *index.find("items")->object()) {
@@ -129,10 +166,12 @@ TEST(QuantizedView, compressed_tensors_are_what_the_tool_makes_of_them) {
                               *what.find("format")->string(), write_json(group))),
         golden.at(name + ".decompressed"));
   }
+  EXPECT_GT(num_packed, 0);
 }
 
 TEST(QuantizedView, bitsandbytes_weights_are_what_their_layout_says) {
   if (!fs::exists(kGoldens)) GTEST_SKIP() << "no reference data beside the repository";
+  num_packed = 0;
   const GoldenModel golden = testing::read_safetensors(kGoldens / "bitsandbytes.safetensors");
   const Json index = read_json_file(kGoldens / "bitsandbytes.json");
   for (const auto& [name, what] : *index.find("items")->object()) {
@@ -160,6 +199,7 @@ TEST(QuantizedView, bitsandbytes_weights_are_what_their_layout_says) {
       ASSERT_NEAR(got[i], expected, 1.5e-7 * std::abs(expected));
     }
   }
+  EXPECT_GT(num_packed, 0);
 }
 
 // ---- What is not right ---------------------------------------------------------------------------------------------------------------------
@@ -342,6 +382,88 @@ TEST(QuantizedView, zero_points_are_packed_as_many_words_say_whatever_the_codes_
 TEST(QuantizedView, a_scale_without_axes_may_have_a_zero_point) {
   const std::vector<float> values = asymmetric_values(asymmetric(2, 32, 4, codec::WordForm::stream, codec::WordForm::stream, {3}), 4);
   EXPECT_EQ(values, std::vector<float>(64, -2.0F));
+}
+
+// ---- Weft's own form, kept packed ----------------------------------------------------------------------------------------------------------
+
+struct OwnCase {
+  codec::Levels levels = codec::Levels::integer;
+  int bits = 4;
+  std::int64_t group = 32, row_group = 1;
+  enum class Zeros : std::uint8_t { middle, one_integer, one_half, integers, halves } zeros = Zeros::middle;
+  bool has_rank = false, has_added = false;
+};
+
+/// Whether the matrix stays packed; its values are then compared.
+bool stays_packed(const OwnCase& one) {
+  codec::QuantizedLinear linear;
+  linear.rows = 48, linear.columns = 96;
+  linear.levels = one.levels, linear.bits = one.bits;
+  linear.group = one.group, linear.row_group = one.row_group;
+  const auto size = static_cast<std::size_t>(linear.rows * linear.columns);
+  for (std::size_t i = 0; i < size; ++i) {
+    const std::size_t code = (i * 7 + i / 5) % (std::size_t{1} << one.bits);
+    // A NaN is that of its whole group, which makes the same products NaN.
+    linear.codes.push_back(one.levels == codec::Levels::e4m3 && code % 128 == 127 ? std::uint8_t{0} : static_cast<std::uint8_t>(code));
+  }
+  const auto num_scales = static_cast<std::size_t>(linear.num_row_groups() * linear.num_groups());
+  const auto middle = static_cast<float>(1 << (one.bits - 1));
+  for (std::size_t i = 0; i < num_scales; ++i) {
+    linear.scales.push_back(static_cast<float>(i % 9 + 1) / 64);
+    if (one.levels != codec::Levels::integer) continue;
+    const auto step = static_cast<float>(i % 3);
+    switch (one.zeros) {
+      case OwnCase::Zeros::middle:
+        linear.zeros.push_back(middle);
+        break;
+      case OwnCase::Zeros::one_integer:
+        linear.zeros.push_back(middle - 1);
+        break;
+      case OwnCase::Zeros::one_half:
+        linear.zeros.push_back(middle - 0.5F);
+        break;
+      case OwnCase::Zeros::integers:
+        linear.zeros.push_back(middle - step);
+        break;
+      case OwnCase::Zeros::halves:
+        linear.zeros.push_back(middle - 0.5F - step);
+        break;
+    }
+  }
+  if (one.has_rank) {
+    linear.rank = 1;
+    linear.left.assign(48, 0.5F);
+    linear.right.assign(96, 0.25F);
+  }
+  if (one.has_added) linear.added_at = {5, 100}, linear.added = {1, 2};
+  std::vector<MemoryCheckpoint::Tensor> tensors;
+  for (codec::StoredTensor& tensor : codec::write_own(linear, DType::bf16))
+    tensors.push_back({"layer." + tensor.name, tensor.dtype, tensor.shape, std::move(tensor.bytes)});
+  std::string not_read;
+  const auto view = decode_quantized(std::make_shared<MemoryCheckpoint>(std::move(tensors)), config_of(R"({"quant_method": "weft"})"), not_read);
+  num_packed = 0;
+  expect_packed_alike(*view, view->tensor("layer.weight"));
+  return num_packed > 0;
+}
+
+TEST(QuantizedView, our_own_form_stays_packed_with_all_its_zero_points_unless_something_is_added) {
+  using Zeros = OwnCase::Zeros;
+  for (const int bits : {2, 3, 4, 5, 6, 8})
+    for (const std::int64_t row_group : {1, 16, 48})
+      for (const Zeros zeros : {Zeros::middle, Zeros::one_integer, Zeros::one_half, Zeros::integers, Zeros::halves}) {
+        SCOPED_TRACE(fmt::format("{} bits, {} rows a scale, zero points {}", bits, row_group, static_cast<int>(zeros)));
+        EXPECT_TRUE(stays_packed({.bits = bits, .row_group = row_group, .zeros = zeros}));
+      }
+  EXPECT_TRUE(stays_packed({.group = 96}));
+  EXPECT_TRUE(stays_packed({.group = 64}));
+  EXPECT_TRUE(stays_packed({.levels = codec::Levels::nf4}));
+  EXPECT_TRUE(stays_packed({.levels = codec::Levels::e2m1}));
+  EXPECT_TRUE(stays_packed({.levels = codec::Levels::e4m3, .bits = 8}));
+  EXPECT_FALSE(stays_packed({.levels = codec::Levels::e5m2, .bits = 8}));
+  EXPECT_FALSE(stays_packed({.bits = 7}));
+  EXPECT_FALSE(stays_packed({.group = 16}));
+  EXPECT_FALSE(stays_packed({.has_rank = true}));
+  EXPECT_FALSE(stays_packed({.has_added = true}));
 }
 
 }  // namespace
