@@ -88,6 +88,8 @@ void check_step_parameters(const LinearQuantizeOptions& options);
 // linear_compensation.cc
 [[nodiscard]] std::unique_ptr<LinearStep> make_gptq_step(const LinearPlan& plan);
 [[nodiscard]] std::unique_ptr<LinearStep> make_gptaq_step(const LinearPlan& plan);
+// linear_decouple.cc
+[[nodiscard]] std::unique_ptr<LinearStep> make_decoupleq_step(const LinearPlan& plan);
 // linear_refinement.cc
 [[nodiscard]] std::unique_ptr<LinearStep> make_refine_step(const LinearPlan& plan);
 [[nodiscard]] std::unique_ptr<LinearStep> make_halfway_step(const LinearPlan& plan);

@@ -38,6 +38,8 @@ class QuantizeConformance : public ::testing::TestWithParam<QuantizeStep> {
       options.linear.calibration.num_sequences = 4;
       options.linear.calibration.length = 48;
     }
+    // Shorter: more turns say no more about threads.
+    if (step.name == "decoupleq") options.linear.parameters = {{"decoupleq.rounds", 2}, {"decoupleq.sweeps", 1}};
     options.threads = threads;
     const fs::path out = folder_.path() / "out";
     fs::remove_all(out);
