@@ -23,6 +23,9 @@ void refuse_other_numbers(const LinearPlan& plan, std::string_view step) {
   if (!plan.integers()) refuse_linear("method", fmt::format("'{}' learns integer codes", step), "use --numbers int");
   if (plan.is_bitsandbytes())
     refuse_linear("method", fmt::format("bitsandbytes rounds by itself: nothing that '{}' learns is stored", step), "use another format");
+  if (plan.solver_options.format.zero == codec::Zero::offset && plan.solver != "hqq")
+    refuse_linear("method", fmt::format("'{}' learns codes with an integer zero point, which '{}' has none of in this format", step, plan.solver),
+                  "write --format gptq_v2 or compressed-tensors");
   for (const LinearRule& rule : plan.options.rules)
     if (rule.method == "hqq")
       refuse_linear("rule", fmt::format("'{}' learns codes with an integer zero point, which hqq has none of", step), "use rtn or gptq there");

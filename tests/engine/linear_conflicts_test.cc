@@ -24,7 +24,7 @@ LinearRule rule_of(const std::string& method) {
 
 TEST(LinearConflicts, steps_that_would_work_on_what_another_made_of_another_kind_are_refused) {
   for (const char* method : {"awq+gptaq", "smooth+gptaq", "smooth+gptq+dac", "awq+pqi", "adadim+gptq+tune", "halfway+hqq", "halfway+gptq+omniquant",
-                             "exact+halfway+rtn", "gwq+hqq", "rsq+gptq+adaquant"})
+                             "exact+halfway+rtn", "gwq+hqq", "rsq+gptq+adaquant", "smooth+decoupleq", "adadim+decoupleq", "exact+decoupleq"})
     EXPECT_WEFT_ERROR(LinearPlan(options_of(method)), invalid_argument, "do not go together");
   for (const char* method : {"awq+gptq", "smooth+rtn+lorc", "halfway+gptq+refine", "exact+gptq+refine+lorc", "rsq+gptq", "gptaq+dac"})
     EXPECT_NO_THROW(LinearPlan(options_of(method))) << method;
