@@ -78,7 +78,7 @@ bool parse_arguments(const Command& command, const std::vector<std::string>& arg
   for (std::size_t i = 0; i < parsed.size(); ++i) {
     const Option& option = command.options[i];
     if (parsed[i]->count() == 0 && option.required)
-      throw Error(ErrorCode::invalid_argument, option.long_name() + " is missing", {.key = option.long_name()},
+      throw Error(ErrorCode::invalid_argument, option.long_name() + " is missing (" + option.help + ")", {.key = option.long_name()},
                   "usage: " + command.program + " " + command.synopsis);
   }
   // In the order of the command line, because for some commands that is part of what is said.

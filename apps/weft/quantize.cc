@@ -313,7 +313,7 @@ Command quantize_command() {
       "weights in whose name the regular expression is found get this type, or stay ('keep'); the first that matches counts",
       [&options](const std::string& text) { options.rules.push_back(pair_of(text, text.rfind('='), "--tensor-type", "PATTERN=TYPE")); });
   rules.repeated = true;
-  command.path({"--tensor-type-file", "--rules"}, "FILE", arguments->rules_file, "more of them, separated by spaces or lines; # begins a comment");
+  command.path({"--tensor-type-file", "--rules"}, "FILE", arguments->rules_file, "more of them, separated by spaces or lines (# begins a comment), or as JSON like GPTQModel's dynamic");
   Option& eval = command.custom({"--eval"}, "FILE", "afterwards, the perplexity on this text, and the divergence from the model",
                                 [raw = arguments.get()](const std::string& text) { raw->eval_files.emplace_back(text); });
   eval.repeated = true;

@@ -66,7 +66,7 @@ std::vector<Window> windows_of(const Stream& stream, const std::filesystem::path
   const auto size = static_cast<std::size_t>(protocol.window), stride = static_cast<std::size_t>(protocol.stride);
   if (stream.ids.size() < size)
     throw Error(ErrorCode::invalid_argument, fmt::format("the text has {} tokens, less than one window of {}", stream.ids.size(), size),
-                {.file = file.string()}, "choose a smaller window with --window");
+                {.file = file.string()}, "give more text, or choose a smaller window (--window; of 'weft quantize' --eval-window)");
   for (std::size_t begin = 0; begin + size <= stream.ids.size() && (wanted == 0 || windows.size() < wanted); begin += stride) {
     const std::size_t fresh = begin == 0 || stride >= size ? 1 : size - stride;
     windows.push_back({begin, begin + size, begin + fresh});

@@ -131,7 +131,8 @@ void add_tensor(OutputJob& job, const std::string& model, const std::vector<std:
 
 /// A tensor of a GGUF file. type: what it becomes; null: it stays what it is, its blocks (own) byte for byte.
 void add_held_tensor(OutputJob& job, const std::string& model, const std::shared_ptr<const Checkpoint>& checkpoint,
-                     const std::shared_ptr<const Checkpoint>& stored, const TensorInfo& info, const codec::BlockCodec* own, const GgufWeightType* type) {
+                     const std::shared_ptr<const Checkpoint>& stored, const TensorInfo& info, const codec::BlockCodec* own,
+                     const GgufWeightType* type) {
   if (type == nullptr && own != nullptr) {
     Written what;
     what.spec = {info.name, own->ggml_id, own, DType::f32, info.shape};
@@ -188,9 +189,10 @@ OutputJob copy_job(const std::string& name, const std::shared_ptr<const Checkpoi
     add_folded(i, embedding == nullptr || embedding->stored_as.empty() ? nullptr : codec::find_block_codec(embedding->stored_as));
   }
   if (num_decoded > 0)
-    job.warnings.push_back(fmt::format("{} tensors that the file holds in blocks were decoded to fold the adapter in, and are written as F16; --dtype "
-                                       "chooses another type for all",
-                                       num_decoded));
+    job.warnings.push_back(
+        fmt::format("{} tensors that the file holds in blocks were decoded to fold the adapter in, and are written as F16; --dtype "
+                    "chooses another type for all",
+                    num_decoded));
   if (converts || num_decoded > 0) job.gguf->metadata.set("general.file_type", GgufValue::u32(file_type_of(job.gguf->tensors)));
   return job;
 }
@@ -280,7 +282,14 @@ OutputJob gguf_job_choosing(const GgufSource& source, const GgufChooser& choose)
   for (std::size_t i = 0; i < tensors.view->tensors().size(); ++i) {
     const TensorInfo& info = tensors.view->tensors()[i];
     parameters += info.num_elements;
-    candidates.push_back({info.name, info.shape, info.dtype, nullptr, 0, tensors.float32[i] || !is_decodable_float(info.dtype)});
+    std::string quantized_as;
+    for (const std::string& name : tensors.sources[i])
+      if (const TensorInfo* from = source.checkpoint->find_tensor(name); from != nullptr && quantized_as.empty()) quantized_as = from->stored_as;
+    candidates.push_back({.name = info.name,
+                          .shape = info.shape,
+                          .dtype = info.dtype,
+                          .quantized_as = std::move(quantized_as),
+                          .fixed = tensors.float32[i] || !is_decodable_float(info.dtype)});
   }
   metadata.set("general.size_label", GgufValue::text(size_label(parameters)));
   model::add_gguf_hyperparameters(metadata, *family, *architecture, source.config, 0, job.warnings);
@@ -321,8 +330,8 @@ OutputJob gguf_copy_job_choosing(const std::string& name, const std::shared_ptr<
   for (const TensorInfo& info : checkpoint->tensors()) {
     // What is float32 for its own sake stays so.
     const bool fixed = !is_decodable_float(info.dtype) || model::is_float32_in_gguf(info.name, info.shape.size());
-    candidates.push_back(
-        {info.name, info.shape, info.dtype, info.stored_as.empty() ? nullptr : codec::find_block_codec(info.stored_as), info.file_index, fixed});
+    const codec::BlockCodec* blocks = info.stored_as.empty() ? nullptr : codec::find_block_codec(info.stored_as);
+    candidates.push_back({info.name, info.shape, info.dtype, blocks, info.file_index, info.stored_as, fixed});
   }
   const std::vector<GgufWeightType> types = choose(candidates, job.gguf->metadata);
   bool converts = false;

@@ -30,6 +30,7 @@ struct GgufCandidate {
   DType dtype = DType::f32;                   ///< of its values
   const codec::BlockCodec* stored = nullptr;  ///< the blocks that its values are in now
   std::uint32_t part = 0;                     ///< of an input that is split: which part it is in
+  std::string quantized_as = {};              ///< "GPTQ4", "Q4_K": what its values were decoded from, in blocks or not; empty: they were stored as numbers
   bool fixed = false;                         ///< stays as it is whatever is chosen: integers, and what llama.cpp wants in float32
 };
 /// The type of each candidate; sees the metadata that the file will have.

@@ -84,6 +84,8 @@ LazyModel open_lazy_model(std::string_view model) {
     lazy.companions.push_back({.name = "config.json"});  // written from the config
     for (auto& [name, content] : held->files) lazy.companions.push_back({.name = name, .content = std::move(content)});
     lazy.warnings.insert(lazy.warnings.end(), held->warnings.begin(), held->warnings.end());
+    for (const TensorInfo& tensor : held->file->tensors())
+      if (lazy.quantized_as.empty() && tensor.name.starts_with("blk.")) lazy.quantized_as = tensor.stored_as;
   }
   for (const TensorInfo& tensor : values->tensors())
     lazy.parts.tensors.push_back({tensor.name, {values, &tensor}, {values, &tensor}, {fmt::format("{}:{}", model, tensor.name)}, {}});

@@ -25,7 +25,8 @@ struct LazyModel {
   std::vector<std::shared_ptr<const Checkpoint>> inputs;  ///< opened for it; checked for changes at the end
   std::vector<std::filesystem::path> input_paths;         ///< must not be the output
   std::vector<std::string> warnings;
-  std::string block_type = {};  ///< what the weights become in a GGUF file ("Q8_0"); empty: what they are
+  std::string quantized_as = {};  ///< what a GGUF file's layers were decoded from ("Q4_K"); tensors in codes tell by their own stored_as
+  std::string block_type = {};    ///< what the weights become in a GGUF file ("Q8_0"); empty: what they are
 };
 
 /// Reads headers and config only. Errors: not_found, corrupt, unsupported.

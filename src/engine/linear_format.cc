@@ -172,7 +172,7 @@ void describe_in_config(const LinearPlan& plan, LazyModel& model) {
     for (const std::string& module : plan.kept) dynamic.set(fmt::format("-:^{}$", escaped(module)), Json::Object{});
     for (const auto& [shape, layers] : apart)
       for (const LinearTarget* target : layers)
-        dynamic.set(fmt::format("+:^{}$", escaped(target->module)),
+        dynamic.set(fmt::format("+:^{}$", escaped(target->file_module)),
                     Json::Object{{"bits", shape.first}, {"group_size", shape.second <= 0 ? std::int64_t{-1} : shape.second}});
     quantization.set("dynamic", std::move(dynamic));
   }
@@ -181,7 +181,7 @@ void describe_in_config(const LinearPlan& plan, LazyModel& model) {
     int number = 1;
     for (const auto& [shape, layers] : apart) {
       Json::Array names;
-      for (const LinearTarget* target : layers) names.emplace_back(target->module);
+      for (const LinearTarget* target : layers) names.emplace_back(target->file_module);
       groups.set(fmt::format("group_{}", number++), compressed_group(plan, shape.first, shape.second, std::move(names)));
     }
     quantization = compressed_config(plan, std::move(groups));

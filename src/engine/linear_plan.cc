@@ -328,8 +328,16 @@ class Towers {
     const model::Architecture* whole = model::find_architecture(config);
     is_decoder_ = whole != nullptr && whole->forward.kind == model::NetworkKind::decoder;
     if (!text) return;
-    for (const TensorInfo& tensor : text->checkpoint->tensors()) text_.insert(source_of({text->checkpoint, &tensor}));
+    for (const TensorInfo& tensor : text->checkpoint->tensors()) text_.emplace(source_of({text->checkpoint, &tensor}), tensor.name);
+    architecture_ = model::find_architecture_family(text->config);
   }
+  /// What the language model calls a tensor of its own.
+  [[nodiscard]] std::string running_name(const edit::Tensor& part) const {
+    const auto found = text_.empty() ? text_.end() : text_.find(source_of(part.values));
+    return found == text_.end() ? part.name : found->second;
+  }
+  /// Of the language model that is part of something larger; null where the model is nothing else.
+  [[nodiscard]] const model::Architecture* architecture() const { return architecture_; }
   [[nodiscard]] bool contain(const edit::Tensor& part) const {
     if (!text_.empty()) return !text_.contains(source_of(part.values));
     if (!is_decoder_) return false;  // what sees may be all that there is
@@ -348,7 +356,8 @@ class Towers {
 
   static constexpr std::array<std::string_view, 4> kWords = {"vision", "visual", "audio", "multi_modal_projector"};
   bool is_decoder_ = false;
-  std::set<const TensorInfo*> text_;  ///< of the language model; empty where it is not known
+  const model::Architecture* architecture_ = nullptr;
+  std::map<const TensorInfo*, std::string> text_;  ///< of the language model, with its own names; empty where it is not known
 };
 
 }  // namespace
@@ -362,6 +371,12 @@ void LinearPlan::find_targets(const LazyModel& lazy) {
   std::vector<bool> used(patterns.size());
   std::vector<std::string> without_place;
   const Towers towers(lazy);
+  const auto refuse_quantized = [&](std::string_view which) {
+    if (!options.allow_requantize)
+      refuse_linear("model", fmt::format("the model's weights are quantized already ({})", which),
+                    "name the original model, or give --allow-requantize to round what is left of it again");
+  };
+  if (!lazy.quantized_as.empty()) refuse_quantized(lazy.quantized_as);
   for (const edit::Tensor& part : lazy.parts.tensors) {
     const TensorInfo& info = *part.values.tensor;
     num_parameters += info.num_elements;
@@ -374,19 +389,20 @@ void LinearPlan::find_targets(const LazyModel& lazy) {
         if (options.rules[i].keep && patterns[i].matches(part.name)) used[i] = true;
       continue;
     }
+    const std::string running = towers.running_name(part);
+    if (running != part.name) running_names[part.name] = running;
     if (info.shape.size() == 3 && is_decodable_float(info.dtype) && part.name.find("experts") != std::string::npos) stacks.push_back(part.name);
-    if (!info.stored_as.empty() && !options.allow_requantize)
-      refuse_linear("model", fmt::format("the model's weights are quantized already ('{}' is {})", printable(part.name), info.stored_as),
-                    "name the original model, or give --allow-requantize to round what is left of it again");
+    if (!info.stored_as.empty()) refuse_quantized(fmt::format("'{}' is {}", printable(part.name), info.stored_as));
     if (info.shape.size() != 2 || !part.name.ends_with(".weight") || !is_decodable_float(info.dtype) ||
-        !is_linear(model::role_of(architecture, part.name))) {
-      if (info.shape.size() == 2 && part.name.ends_with(".weight") && is_layer(model::role_of(architecture, part.name)))
+        !is_linear(model::role_of(architecture, running))) {
+      if (info.shape.size() == 2 && part.name.ends_with(".weight") && is_layer(model::role_of(architecture, running)))
         plain.push_back(part.name.substr(0, part.name.size() - 7));
       continue;
     }
     LinearTarget target;
-    target.name = part.name;
-    target.module = part.name.substr(0, part.name.size() - 7);
+    target.name = running;
+    target.module = running.substr(0, running.size() - 7);
+    target.file_module = part.name.substr(0, part.name.size() - 7);
     target.dtype = info.dtype == DType::f16 || info.dtype == DType::bf16 ? info.dtype : DType::f32;
     target.rows = info.shape[0];
     target.columns = info.shape[1];
@@ -416,10 +432,10 @@ void LinearPlan::find_targets(const LazyModel& lazy) {
       }
     }
     if (keep) {
-      kept.push_back(target.module);
+      kept.push_back(target.file_module);
       continue;
     }
-    const auto match = architecture != nullptr ? model::match_name(*architecture, part.name) : std::nullopt;
+    const auto match = architecture != nullptr ? model::match_name(*architecture, running) : std::nullopt;
     if (match) target.block = match->layer;
     if (match && match->tensor != nullptr && match->tensor->transposed)
       throw Error(ErrorCode::unsupported,
@@ -442,7 +458,20 @@ void LinearPlan::find_targets(const LazyModel& lazy) {
   if (targets.empty())
     refuse_linear("model", "there is no linear layer to quantize",
                   kept.empty() ? "name a model whose layers weft knows" : "the rules keep all of them");
-  for (const LinearTarget& target : targets) by_name.emplace(target.name, &target);
+  index_targets();
+}
+
+void LinearPlan::index_targets() {
+  by_name.clear();
+  for (const LinearTarget& target : targets) {
+    by_name.emplace(target.name, &target);
+    by_name.emplace(target.file_name(), &target);
+  }
+}
+
+std::string_view LinearPlan::running_name(std::string_view file_name) const {
+  const auto found = running_names.find(file_name);
+  return found == running_names.end() ? file_name : found->second;
 }
 
 const LinearTarget* LinearPlan::find(std::string_view weight) const {
@@ -460,9 +489,8 @@ quantize::SolverOptions LinearPlan::options_for(const LinearTarget& target) cons
 }
 
 void LinearPlan::leave(const std::set<std::string>& modules) {
-  by_name.clear();
-  std::erase_if(targets, [&](const LinearTarget& target) { return modules.contains(target.module); });
-  for (const LinearTarget& target : targets) by_name.emplace(target.name, &target);
+  std::erase_if(targets, [&](const LinearTarget& target) { return modules.contains(target.file_module); });
+  index_targets();
   plain.insert(plain.end(), modules.begin(), modules.end());
 }
 

@@ -26,8 +26,9 @@ constexpr std::int64_t kMaxGroup = std::int64_t{1} << 30;
 
 /// A layer that is to be quantized.
 struct LinearTarget {
-  std::string name;    ///< of the weight
-  std::string module;  ///< without ".weight"
+  std::string name;         ///< of the weight, as the network that runs calls it: another than the file's in a model that is more than its text
+  std::string module;       ///< without ".weight"
+  std::string file_module;  ///< the same as the file names it
   DType dtype = DType::bf16;
   std::int64_t rows = 0, columns = 0;
   int bits = 4;
@@ -38,6 +39,7 @@ struct LinearTarget {
   const TensorInfo* tensor = nullptr;
   std::shared_ptr<const Checkpoint> checkpoint;
 
+  [[nodiscard]] std::string file_name() const { return file_module + ".weight"; }
   [[nodiscard]] std::uint64_t num_weights() const { return static_cast<std::uint64_t>(rows) * static_cast<std::uint64_t>(columns); }
   /// [rows, columns]. Errors: corrupt for values that are NaN or infinite.
   [[nodiscard]] std::vector<float> read_values() const;
@@ -78,18 +80,21 @@ struct LinearPlan {
 
   std::string model_name;  ///< as the user wrote it
   std::vector<LinearTarget> targets;
-  std::map<std::string, const LinearTarget*, std::less<>> by_name;
-  std::vector<std::string> kept;    ///< modules that rules keep
-  std::vector<std::string> plain;   ///< modules that are no layer of these formats
-  std::vector<std::string> stacks;  ///< tensors of several experts' matrices each, which stay as they are
-  std::vector<std::string> tower_layers;  ///< of what sees and hears beside the language model, which stay as they are
+  std::map<std::string, const LinearTarget*, std::less<>> by_name;  ///< by both names
+  std::map<std::string, std::string, std::less<>> running_names;    ///< of the file's tensors that the network calls otherwise
+  std::vector<std::string> kept;                                    ///< modules that rules keep
+  std::vector<std::string> plain;                                   ///< modules that are no layer of these formats
+  std::vector<std::string> stacks;                                  ///< tensors of several experts' matrices each, which stay as they are
+  std::vector<std::string> tower_layers;                            ///< of what sees and hears beside the language model, which stay as they are
   std::uint64_t num_parameters = 0;
 
   [[nodiscard]] bool integers() const { return levels == codec::Levels::integer; }
   [[nodiscard]] bool is_gptq() const { return format == LinearFormat::gptq || format == LinearFormat::gptq_v2; }
   [[nodiscard]] bool is_bitsandbytes() const { return format == LinearFormat::bnb4 || format == LinearFormat::bnb8; }
-  /// Null for what is not quantized.
+  /// By either name; null for what is not quantized.
   [[nodiscard]] const LinearTarget* find(std::string_view weight) const;
+  /// What the network that runs calls a tensor of the file.
+  [[nodiscard]] std::string_view running_name(std::string_view file_name) const;
   [[nodiscard]] quantize::SolverOptions options_for(const LinearTarget& target) const;
   /// All steps, those that only rules name too.
   [[nodiscard]] std::vector<LinearStep*> all_steps() const;
@@ -100,6 +105,7 @@ struct LinearPlan {
 
  private:
   void add_alternative(const LinearRule& rule);
+  void index_targets();
 
   LinearStep* codes_step_ = nullptr;                ///< among the steps
   quantize::SolverOptions before_codes_step_ = {};  ///< as other steps left the options

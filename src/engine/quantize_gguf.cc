@@ -306,9 +306,10 @@ class Plan {
     if (!(fitting == *type)) fallen_back_[{std::string(type->name()), std::string(fitting.name())}].push_back(choice.name);
     if (fitting.codec == nullptr && !candidate.stored && fitting.dtype == candidate.dtype) return;  // as it is
     if (candidate.stored != nullptr && fitting.codec == candidate.stored) return;
-    if (candidate.stored != nullptr && !options_.allow_requantize)
+    const bool loses_twice = candidate.stored != nullptr || (!candidate.quantized_as.empty() && fitting.codec != nullptr);
+    if (loses_twice && !options_.allow_requantize)
       throw Error(ErrorCode::invalid_argument,
-                  fmt::format("tensor '{}' is quantized already, as {}", printable(candidate.name), candidate.stored->name),
+                  fmt::format("tensor '{}' is quantized already, as {}", printable(candidate.name), candidate.quantized_as),
                   {.tensor = candidate.name}, "quantize from the original weights, or accept a second loss with --allow-requantize");
     choice.type = fitting;
     if (fitting.codec == nullptr) return;

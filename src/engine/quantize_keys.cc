@@ -173,6 +173,9 @@ void set_quantize_budget(LinearQuantization& linear, const std::string& text) {
     linear.budget_bits = number_of<double>(text.substr(0, text.size() - kUnit.size()), "--budget");
     return;
   }
+  constexpr std::uint64_t kMostBits = 64;
+  if (text.find_first_not_of(kDigits) == std::string::npos && !text.empty() && (text.find('.') != std::string::npos || parse_size(text) <= kMostBits))
+    refuse(fmt::format("'{}' has no unit", printable(text)), "--budget", fmt::format("write {0}bpw for bits a weight, {0}GiB for a size", text));
   // A B alone is bytes here; of shards' sizes it means billions.
   const bool in_bytes =
       text.size() > 1 && (text.back() == 'B' || text.back() == 'b') && kDigits.find(text[text.size() - 2]) != std::string_view::npos;

@@ -49,7 +49,7 @@ double loss_of_weights(std::span<const float> values, std::span<const float> dec
 }
 
 Layer describe(const LinearTarget& target, const PackedLayer& packed, double loss, std::string method) {
-  return {target.name, std::move(method), 8.0 * static_cast<double>(packed.size_bytes()) / static_cast<double>(target.num_weights()), loss};
+  return {target.file_name(), std::move(method), 8.0 * static_cast<double>(packed.size_bytes()) / static_cast<double>(target.num_weights()), loss};
 }
 
 class LinearJob {
@@ -79,6 +79,17 @@ class LinearJob {
   }
 
   LinearQuantizeReport run() {
+    try {
+      return make();
+    } catch (const Error& error) {
+      // What a mistake stops is not resumed.
+      if (pass_began_ && error.exit_status() == 2) remove_tree(pass_folder_);
+      throw;
+    }
+  }
+
+ private:
+  LinearQuantizeReport make() {
     const auto start = std::chrono::steady_clock::now();
     std::shared_ptr<const Checkpoint> made;
     if (budget_) choose_widths();
@@ -96,6 +107,7 @@ class LinearJob {
       for (edit::Tensor& part : lazy_.parts.tensors)
         if (plan_.find(part.name) != nullptr) part.steps = {options_.method};
     describe_in_config(plan_, lazy_);
+    pass_began_ = false;  // it is done, and what keeps the output from being written does not undo it
     OutputJob job = output_job_of(std::move(lazy_), output_);
     job.ingredients = ingredients();
     JobBatch batch(options_, "quantizing");
@@ -115,7 +127,6 @@ class LinearJob {
     return report;
   }
 
- private:
   void warn(std::string text) {
     if (options_.on_warning) options_.on_warning(text);
     lazy_.warnings.push_back(std::move(text));
@@ -250,15 +261,20 @@ class LinearJob {
     pass_options.ingredients = ingredients();
     pass_options.ingredients.push_back(model_ingredient("the model", *running.files().checkpoint));
     BlockPass pass(running, tokens_, pass_options);
-    BlockPassResult result = pass.run([&](Block& block) { visit(block); });
+    BlockPassResult result = pass.run([&](Block& block) {
+      pass_began_ = true;
+      visit(block);
+    });
+    pass_began_ = true;
     // The table, also of blocks that an earlier run has done.
     for (const std::map<std::string, std::string>& notes : result.notes)
       for (const auto& [key, value] : notes) {
         if (key.starts_with("warning ")) warn(value);
         if (!key.starts_with("layer ")) continue;
         const Json note = parse_json(value, "note");
-        layers_.push_back(
-            {key.substr(6), *note.find("method")->string(), note.find("bits")->number().value_or(0), note.find("loss")->number().value_or(0)});
+        const LinearTarget* target = plan_.find(key.substr(6));
+        layers_.push_back({target == nullptr ? key.substr(6) : target->file_name(), *note.find("method")->string(),
+                           note.find("bits")->number().value_or(0), note.find("loss")->number().value_or(0)});
       }
     return result.tensors;
   }
@@ -357,7 +373,7 @@ class LinearJob {
     budget_->choose(other_bytes, [&](const LinearTarget& target, const quantize::Choice& choice) {
       if (!options_.dry_run) return;
       layers_.push_back(
-          {target.name, options_.method, 8 * static_cast<double>(choice.size) / static_cast<double>(target.num_weights()), choice.loss});
+          {target.file_name(), options_.method, 8 * static_cast<double>(choice.size) / static_cast<double>(target.num_weights()), choice.loss});
       if (options_.on_layer) options_.on_layer(layers_.back());
     });
   }
@@ -413,7 +429,7 @@ class LinearJob {
     };
     if (made == nullptr) refuse_all();
     std::map<std::string, std::vector<const TensorInfo*>> by_module;
-    std::map<std::string, const TensorInfo*> changed;
+    std::map<std::string, const TensorInfo*, std::less<>> changed;
     std::set<std::string> modules;
     for (const LinearTarget& target : plan_.targets) modules.insert(target.module);
     for (const TensorInfo& tensor : made->tensors()) {
@@ -423,7 +439,7 @@ class LinearJob {
         if (modules.contains(tensor.name.substr(0, dot))) module = tensor.name.substr(0, dot);
       // Biases that the model has already are changed ones, not parts of the packed layer.
       const bool is_known = !module.empty() && std::any_of(lazy_.parts.tensors.begin(), lazy_.parts.tensors.end(), [&](const edit::Tensor& part) {
-        return part.name == tensor.name && plan_.find(part.name) == nullptr;
+        return plan_.running_name(part.name) == tensor.name && plan_.find(part.name) == nullptr;
       });
       if (module.empty() || is_known)
         changed.emplace(tensor.name, &tensor);
@@ -433,7 +449,7 @@ class LinearJob {
     std::vector<edit::Tensor> parts;
     std::set<std::string> left;
     for (edit::Tensor& part : lazy_.parts.tensors) {
-      if (const auto other = changed.find(part.name); other != changed.end()) {
+      if (const auto other = changed.find(plan_.running_name(part.name)); other != changed.end()) {
         part.values = part.source = {made, other->second};
         part.steps = {"scale"};
       }
@@ -444,12 +460,13 @@ class LinearJob {
       const LinearTarget& target = *plan_.find(part.name);
       std::vector<const TensorInfo*>& own = by_module[target.module];
       if (own.empty()) {
-        left.insert(target.module);
+        left.insert(target.file_module);
         parts.push_back(std::move(part));
         continue;
       }
       for (const TensorInfo* tensor : own) {
-        parts.push_back({tensor->name, {made, tensor}, {made, tensor}, part.inputs, {options_.method}});
+        parts.push_back(
+            {target.file_module + tensor->name.substr(target.module.size()), {made, tensor}, {made, tensor}, part.inputs, {options_.method}});
         part_bytes_[target.module] += tensor->size_bytes;
       }
     }
@@ -532,6 +549,7 @@ class LinearJob {
   LazyModel lazy_;
   std::string name_;  ///< of a model on the disk; empty: it exists as views only
   fs::path output_, pass_folder_;
+  bool pass_began_ = false;  ///< and is not done
   std::vector<Layer> layers_;
   std::map<std::string, std::uint64_t> part_bytes_;
   std::atomic<std::uint64_t> bytes_read_ = 0;  ///< of the model

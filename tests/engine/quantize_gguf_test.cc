@@ -255,6 +255,25 @@ TEST(QuantizeGguf, blocks_are_not_quantized_again_unless_that_is_accepted) {
   for (const TensorInfo& tensor : a.tensors()) EXPECT_EQ(hash_of(a, tensor.name), hash_of(b, tensor.name));
 }
 
+TEST(QuantizeGguf, codes_do_not_become_blocks_nor_blocks_codes_unless_that_is_accepted) {
+  const TemporaryFolder folder;
+  QuantizeOptions codes = as("gptq");
+  codes.group = 32;
+  (void)quantize(kBundled, folder / "gptq", codes);
+  const std::string gptq = (folder / "gptq").string();
+  EXPECT_WEFT_ERROR(quantize(gptq, folder / "q4.gguf", as("gguf:Q4_0")), invalid_argument, "is quantized already, as GPTQ4");
+  (void)quantize(gptq, folder / "f32.gguf", as("gguf:F32"));  // loses nothing more
+  (void)quantize(kBundled, folder / "q4.gguf", as("gguf:Q4_0"));
+  const std::string blocks = (folder / "q4.gguf").string();
+  EXPECT_WEFT_ERROR(quantize(blocks, folder / "again", codes), invalid_argument, "quantized already (Q4_0)");
+  codes.allow_requantize = true;
+  (void)quantize(blocks, folder / "again", codes);
+  QuantizeOptions again = as("gguf:Q4_0");
+  again.allow_requantize = true;
+  (void)quantize(gptq, folder / "twice.gguf", again);
+  EXPECT_EQ(open_checkpoint((folder / "twice.gguf").string())->tensor("blk.0.ffn_up.weight").stored_as, "Q4_0");
+}
+
 TEST(QuantizeGguf, pruned_layers_are_gone_and_the_others_move_up) {
   const TemporaryFolder folder;
   (void)quantize(kBundled, folder / "whole.gguf", as("gguf:Q8_0"));

@@ -37,6 +37,10 @@ TEST(QuantizeKeys, a_budget_is_bits_a_weight_or_bytes) {
   set_quantize_budget(linear, "3MB");
   EXPECT_EQ(linear.budget_bytes, 3000000u);
   EXPECT_WEFT_ERROR(set_quantize_budget(linear, "xbpw"), invalid_argument, "'x'");
+  EXPECT_WEFT_ERROR(set_quantize_budget(linear, "3.2"), invalid_argument, "write 3.2bpw");
+  EXPECT_WEFT_ERROR(set_quantize_budget(linear, "4"), invalid_argument, "no unit");
+  set_quantize_budget(linear, "1595263");
+  EXPECT_EQ(linear.budget_bytes, 1595263U);
 }
 
 TEST(QuantizeKeys, values_are_checked_and_lists_grow) {

@@ -307,6 +307,15 @@ TEST(QuantizeLinear, awq_alone_clips_where_the_format_has_place_for_it_and_round
   EXPECT_NE(testing::read_file(folder / "plain/model.safetensors"), testing::read_file(folder / "clipped/model.safetensors"));
 }
 
+void write_weights(const fs::path& folder, const std::vector<MadeTensor>& tensors) {
+  std::vector<TensorSpec> specs;
+  for (const MadeTensor& tensor : tensors) specs.push_back({tensor.name, tensor.dtype, tensor.shape});
+  OutputFile out(folder / "model.safetensors", Existing::replace);
+  out.create_files(plan_safetensors(specs, 0, {{"format", "pt"}}));
+  for (std::size_t i = 0; i < tensors.size(); ++i) out.write_tensor(i, 0, tensors[i].bytes);
+  out.commit();
+}
+
 /// tiny-base with tensors beside it.
 std::string with_tensors(const fs::path& folder, const std::vector<std::pair<std::string, Shape>>& more, std::byte fill = {}) {
   fs::create_directories(folder);
@@ -322,12 +331,7 @@ std::string with_tensors(const fs::path& folder, const std::vector<std::pair<std
     for (const std::int64_t dim : shape) size *= static_cast<std::size_t>(dim);
     tensors.push_back({name, DType::f16, shape, std::vector<std::byte>(2 * size, fill)});
   }
-  std::vector<TensorSpec> specs;
-  for (const MadeTensor& tensor : tensors) specs.push_back({tensor.name, tensor.dtype, tensor.shape});
-  OutputFile out(folder / "model.safetensors", Existing::replace);
-  out.create_files(plan_safetensors(specs, 0, {{"format", "pt"}}));
-  for (std::size_t i = 0; i < tensors.size(); ++i) out.write_tensor(i, 0, tensors[i].bytes);
-  out.commit();
+  write_weights(folder, tensors);
   return folder.string();
 }
 
@@ -365,6 +369,70 @@ TEST(QuantizeLinear, layers_that_no_token_passes_stay_as_they_are_and_are_told_o
   options.budget_bits.reset();
   options.budget_bytes = chosen.size_bytes;
   EXPECT_LE(quantize_linear(model, folder / "sized", options).size_bytes, chosen.size_bytes);
+}
+
+/// The bundled model as the text part of one that also sees.
+std::string within_larger_model(const fs::path& folder) {
+  fs::create_directories(folder);
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json"}) fs::copy_file(fs::path(kModel) / name, folder / name);
+  const Json text = parse_json(testing::read_file(fs::path(kModel) / "config.json"), "config");
+  const Json whole = Json::Object{{"architectures", Json::Array{"LlavaForConditionalGeneration"}}, {"model_type", "llava"}, {"text_config", text}};
+  testing::write_file(folder / "config.json", write_json(whole));
+  const auto from = open_checkpoint(kModel);
+  std::vector<MadeTensor> tensors;
+  for (const TensorInfo& tensor : from->tensors()) {
+    std::vector<std::byte> bytes(tensor.size_bytes);
+    from->read_bytes(tensor, 0, bytes);
+    tensors.push_back({"language_model." + tensor.name, tensor.dtype, tensor.shape, std::move(bytes)});
+  }
+  tensors.push_back({"vision_tower.layers.0.self_attn.q_proj.weight", DType::bf16, {64, 64}, std::vector<std::byte>(2 * 64 * 64)});
+  write_weights(folder, tensors);
+  return folder.string();
+}
+
+TEST(QuantizeLinear, the_text_part_of_a_larger_model_is_quantized_like_the_text_model_alone) {
+  const TemporaryFolder folder;
+  const std::string larger = within_larger_model(folder / "larger");
+  for (const char* method : {"gptq", "awq+gptq+tune"}) {
+    SCOPED_TRACE(method);
+    LinearQuantizeOptions options;
+    options.format = "compressed-tensors";
+    options.method = method;
+    options.group = 32;
+    options.force = true;
+    options.tokens = some_tokens(4, 32);
+    options.rules = {{.pattern = "language_model.model.layers.1.mlp.down_proj", .keep = true, .bits = {}, .group = {}}};
+    const LinearQuantizeReport report = quantize_linear(larger, folder / "out", options);
+    options.rules.front().pattern = "layers.1.mlp.down_proj";
+    const LinearQuantizeReport alone_report = quantize_linear(kModel, folder / "alone", options);
+    ASSERT_EQ(report.layers.size(), alone_report.layers.size());
+    for (std::size_t i = 0; i < report.layers.size(); ++i) {
+      EXPECT_EQ(report.layers[i].name, "language_model." + alone_report.layers[i].name);
+      EXPECT_EQ(report.layers[i].relative_loss, alone_report.layers[i].relative_loss);
+    }
+    const auto alone = open_safetensors_file(folder / "alone/model.safetensors", folder / "alone/model.safetensors");
+    const auto part = open_safetensors_file(folder / "out/model.safetensors", folder / "out/model.safetensors");
+    EXPECT_EQ(part->tensors().size(), alone->tensors().size() + 1);
+    for (const TensorInfo& tensor : alone->tensors()) {
+      std::vector<std::byte> a(tensor.size_bytes), b(tensor.size_bytes);
+      alone->read_bytes(tensor, 0, a);
+      part->read_bytes(part->tensor("language_model." + tensor.name), 0, b);
+      EXPECT_EQ(a, b) << tensor.name;
+    }
+    const std::string config = testing::read_file(folder / "out/config.json");
+    EXPECT_NE(config.find("\"language_model.model.layers.1.mlp.down_proj\""), std::string::npos) << "among what is ignored";
+    EXPECT_FALSE(fs::exists(folder / ".out.weft-blocks"));
+  }
+  // A mistake that shows on the way leaves nothing behind.
+  LinearQuantizeOptions options;
+  options.format = "weft";
+  options.method = "gptq";
+  options.tokens = some_tokens(4, 32);
+  options.rules = {{.pattern = "layers.[01]", .keep = true, .bits = {}, .group = {}}};
+  const std::string unreached = with_tensors(folder / "unreached", {{"model.layers.9.mlp.up_proj.weight", {128, 128}}});
+  EXPECT_WEFT_ERROR(quantize_linear(unreached, folder / "none", options), invalid_argument, "none of the 1 layers is in a block");
+  EXPECT_FALSE(fs::exists(folder / "none"));
+  EXPECT_FALSE(fs::exists(folder / ".none.weft-blocks"));
 }
 
 TEST(QuantizeLinear, a_layer_that_is_one_block_has_a_matrix_of_one_scale) {
