@@ -5,11 +5,12 @@
 #include <algorithm>
 #include <cstring>
 #include <functional>
-#include <unordered_map>
+#include <unordered_set>
 #include <utility>
 
 #include "base/check.h"
 #include "base/text.h"
+#include "checkpoint/file_list.h"
 #include "checkpoint/packed_rows.h"
 #include "math/convert.h"
 #include "weft/error.h"
@@ -26,7 +27,8 @@ class ArrangedView final : public Checkpoint, public PackedSource {
     container_ = std::move(container);
     path_ = main.path();
     metadata_ = main.metadata();
-    std::unordered_map<const Checkpoint*, std::uint32_t> first_file;
+    FileList files;
+    std::unordered_set<const Checkpoint*> seen;
     for (ArrangedTensor& part : parts_) {
       TensorInfo info;
       info.name = part.name;
@@ -39,16 +41,13 @@ class ArrangedView final : public Checkpoint, public PackedSource {
       info.size_bytes =
           checked_mul(info.num_elements, static_cast<std::uint64_t>(weft::info(info.dtype).bits), "the size of '" + part.name + "'") / 8;
       for (const TensorRef& source : part.sources) {
-        const Checkpoint& checkpoint = *source.checkpoint;
-        const auto [at, added] = first_file.try_emplace(&checkpoint, static_cast<std::uint32_t>(files_.size()));
-        if (added) {
-          files_.insert(files_.end(), checkpoint.files().begin(), checkpoint.files().end());
-          checkpoints_.push_back(source.checkpoint);
-        }
-        if (&source == &part.sources.front()) info.file_index = at->second + source.tensor->file_index;
+        if (seen.insert(source.checkpoint.get()).second) checkpoints_.push_back(source.checkpoint);
+        const std::uint32_t place = files.place_of(*source.tensor, *source.checkpoint);
+        if (&source == &part.sources.front()) info.file_index = place;
       }
       tensors_.push_back(std::move(info));
     }
+    files_ = files.take();
     if (files_.empty()) files_.assign(main.files().begin(), main.files().end());
     index_tensors();
   }

@@ -7,10 +7,12 @@
 #include <functional>
 #include <mutex>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 
 #include "base/check.h"
 #include "base/text.h"
+#include "checkpoint/file_list.h"
 #include "checkpoint/packed_rows.h"
 #include "checkpoint/tensor_view.h"
 #include "math/convert.h"
@@ -364,22 +366,20 @@ class TensorSelection final : public Checkpoint, public PackedSource {
     container_ = "view";
     path_ = main.path();
     metadata_ = main.metadata();
-    std::unordered_map<const Checkpoint*, std::uint32_t> first_file;
+    FileList files;
+    std::unordered_set<const Checkpoint*> seen;
     for (Part& part : parts) {
       const Checkpoint& checkpoint = *part.from.checkpoint;
-      const auto [at, added] = first_file.try_emplace(&checkpoint, static_cast<std::uint32_t>(files_.size()));
-      if (added) {
-        files_.insert(files_.end(), checkpoint.files().begin(), checkpoint.files().end());
-        checkpoints_.push_back(part.from.checkpoint);
-      }
+      if (seen.insert(&checkpoint).second) checkpoints_.push_back(part.from.checkpoint);
       TensorInfo tensor = *part.from.tensor;
       tensor.name = std::move(part.name);
-      tensor.file_index += at->second;
+      tensor.file_index = files.place_of(*part.from.tensor, checkpoint);
       tensor.stored_as.clear();  // a view has values only
       if (part.num_rows) cut(tensor, *part.num_rows, checkpoint);
       tensors_.push_back(std::move(tensor));
       from_.push_back(std::move(part.from));
     }
+    files_ = files.take();
     index_tensors();
   }
 

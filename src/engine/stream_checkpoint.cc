@@ -12,6 +12,7 @@
 #include "base/budget.h"
 #include "base/check.h"
 #include "base/text.h"
+#include "checkpoint/file_list.h"
 #include "math/convert.h"
 #include "weft/error.h"
 
@@ -54,7 +55,7 @@ StreamCheckpoint::StreamCheckpoint(std::string name, std::vector<StreamTensor> t
   options_.on_progress = nullptr;
   options_.on_warning = nullptr;
   options_.memory_bytes = MemoryBudget(options.memory_bytes).limit_bytes() / 4;
-  std::vector<const Checkpoint*> seen;
+  FileList files;
   for (StreamTensor& tensor : tensors) {
     TensorInfo row;
     row.name = tensor.name;
@@ -63,11 +64,7 @@ StreamCheckpoint::StreamCheckpoint(std::string name, std::vector<StreamTensor> t
     row.num_elements = tensor.inputs.front().tensor->num_elements;
     row.size_bytes = bytes_of(tensor.dtype, row.num_elements);
     tensors_.push_back(std::move(row));
-    for (const TensorRef& input : tensor.inputs) {
-      if (std::find(seen.begin(), seen.end(), input.checkpoint.get()) != seen.end()) continue;
-      seen.push_back(input.checkpoint.get());
-      files_.insert(files_.end(), input.checkpoint->files().begin(), input.checkpoint->files().end());
-    }
+    for (const TensorRef& input : tensor.inputs) files.add(*input.checkpoint);
     auto lazy = std::make_unique<Lazy>();
     const auto copied = tensor.merge == nullptr ? std::optional<std::size_t>(0) : tensor.merge->copied_input();
     lazy->copies = copied.has_value();
@@ -83,6 +80,7 @@ StreamCheckpoint::StreamCheckpoint(std::string name, std::vector<StreamTensor> t
     lazy->tensor = std::move(tensor);
     lazies_.push_back(std::move(lazy));
   }
+  files_ = files.take();
   index_tensors();
 }
 

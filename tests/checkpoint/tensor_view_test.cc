@@ -6,6 +6,7 @@
 #include <mutex>
 #include <numeric>
 
+#include "checkpoint/arranged_view.h"
 #include "math/convert.h"
 #include "support/errors.h"
 #include "support/memory_checkpoint.h"
@@ -128,6 +129,22 @@ TEST(TensorView, a_cast_to_four_bits_packs_two_values_into_a_byte) {
   EXPECT_EQ(view.tensor->size_bytes, 4u);
   EXPECT_EQ(read(view, 1), read(view, 4));
   EXPECT_WEFT_ERROR(cast_tensor(one(DType::f32, {3}, std::vector<std::byte>(12)), DType::f4), unsupported, "inside a byte");
+}
+
+TEST(TensorView, views_on_views_have_no_more_files_than_there_are) {
+  std::shared_ptr<const Checkpoint> model = open_checkpoint(std::string(WEFT_SOURCE_DIR) + "/models/tiny-base");
+  const std::filesystem::path file = model->files().front().path;
+  for (int step = 0; step < 40; ++step) {
+    std::vector<NamedTensor> tensors;
+    for (const TensorInfo& tensor : model->tensors())  // each with a view of its own
+      tensors.push_back({cast_tensor({model, &tensor}, step % 2 == 0 ? DType::f32 : DType::bf16), tensor.name});
+    model = select_tensors(tensors, *model);
+    ASSERT_EQ(model->files().size(), 1u) << step;
+  }
+  EXPECT_EQ(model->files()[model->tensors().back().file_index].path, file);
+  const TensorInfo& first = model->tensors().front();
+  ArrangedTensor part{.name = "t", .shape = first.shape, .sources = {{model, &first}}};
+  EXPECT_EQ(make_arranged_view("view", *model, {part})->files().size(), 1u);
 }
 
 TEST(TensorView, renames_are_seen_through_and_cuts_are_not) {

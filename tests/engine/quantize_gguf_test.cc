@@ -258,7 +258,7 @@ TEST(QuantizeGguf, blocks_are_not_quantized_again_unless_that_is_accepted) {
 TEST(QuantizeGguf, codes_do_not_become_blocks_nor_blocks_codes_unless_that_is_accepted) {
   const TemporaryFolder folder;
   QuantizeOptions codes = as("gptq");
-  codes.group = 32;
+  codes.linear.group = 32;
   (void)quantize(kBundled, folder / "gptq", codes);
   const std::string gptq = (folder / "gptq").string();
   EXPECT_WEFT_ERROR(quantize(gptq, folder / "q4.gguf", as("gguf:Q4_0")), invalid_argument, "is quantized already, as GPTQ4");
