@@ -61,10 +61,10 @@ std::vector<Kind> kinds() {
   add("Q3_K", 110, 256);
   add("Q2_K", 84, 256);
   PackedFormat int4{math::PackedType::integer, 4, 128, DType::f16, math::PackedZero::middle, {}};
-  all.push_back({"int4 g128", int4, 0, 0, PackedInputs::exact});
+  all.push_back({"int4 g128", int4, 0, 0, PackedInputs::fine});
   PackedFormat zeros = int4;
   zeros.zero = math::PackedZero::bytes;
-  all.push_back({"int4 g128 zeros", zeros, 0, 0, PackedInputs::exact});
+  all.push_back({"int4 g128 zeros", zeros, 0, 0, PackedInputs::fine});
   PackedFormat nf4{math::PackedType::table, 4, 64, DType::f32, math::PackedZero::middle, {}};
   for (std::size_t i = 0; i < 16; ++i) nf4.levels[i] = static_cast<float>(i) / 8 - 1;
   all.push_back({"NF4 g64", nf4, 0, 0, PackedInputs::exact});
@@ -230,7 +230,7 @@ int run(int argc, char** argv) {
     const double packed_bytes = static_cast<double>(matrix.size_bytes());
     all.push_back({"one row", [&] { multiply(matrix, kind.inputs, x.data(), 1, out.data(), team); }, packed_bytes * 1e-9, "GB/s"});
     all.push_back({"four rows", [&] { multiply(matrix, kind.inputs, x.data(), 4, out.data(), team); }, packed_bytes * 1e-9, "GB/s"});
-    if (kind.inputs == PackedInputs::rounded)
+    if (kind.inputs != PackedInputs::exact)
       all.push_back({"exact", [&] { multiply(matrix, PackedInputs::exact, x.data(), 1, out.data(), team); }, packed_bytes * 1e-9, "GB/s"});
     all.push_back({"read", [&] { read([](const float* from, std::size_t count) {
                                    return static_cast<double>(math::max_abs({from, count}));
@@ -244,7 +244,7 @@ int run(int argc, char** argv) {
                   kind.name, all[0].rate(), all[0].spread(), all[1].rate(), best, all[0].rate() / best);
     } else {
       std::printf("  decode %-16s %6.1f GB/s (spread %3.0f %%), four rows %6.1f", kind.name, all[0].rate(), 100 * all[0].spread(), all[1].rate());
-      if (kind.inputs == PackedInputs::rounded) std::printf(", exact x %6.1f", all[2].rate());
+      if (kind.inputs != PackedInputs::exact) std::printf(", exact x %6.1f", all[2].rate());
       std::printf("; reading %6.1f: %3.0f %%\n", best, 100 * all[0].rate() / best);
     }
     std::fflush(stdout);
@@ -270,11 +270,11 @@ int run(int argc, char** argv) {
   const std::vector<Kind> known = kinds();
   matrices.reserve(known.size());
   for (const Kind& kind : known) {
-    if (kind.inputs != PackedInputs::rounded || (!only.empty() && only != kind.name)) continue;
+    if (kind.inputs == PackedInputs::exact || (!only.empty() && only != kind.name)) continue;
     matrices.push_back(random_matrix(kind, kPrefillRows, kPrefillColumns, team));
     const PackedMatrix& matrix = matrices.back();
-    all.push_back({kind.name, [&matrix, &x, &out, &team] { multiply(matrix, PackedInputs::rounded, x.data(), kPrefillTokens, out.data(), team); },
-                   flops, "GFLOP/s"});
+    all.push_back({kind.name, [&matrix, &kind, &x, &out, &team] { multiply(matrix, kind.inputs, x.data(), kPrefillTokens, out.data(), team); }, flops,
+                   "GFLOP/s"});
   }
   measure(all, turns);
   if (json) std::printf("}, \"prefill\": {");

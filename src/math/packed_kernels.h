@@ -16,10 +16,13 @@ using Decode = void (*)(const PackedView& matrix, std::size_t tile, std::size_t 
 
 struct Kernels {
   const char* name;
+  bool has_byte_products;
   Products rounded[num_forms];  ///< null where there is none
+  Products fine[num_forms];     ///< of the plain ones
   Products exact[num_forms];
   Decode decode[num_forms];
   void (*round)(const float* x, std::size_t stride, std::size_t rows, std::size_t units, std::int8_t* codes, float* facts);
+  void (*split)(const float* x, std::size_t stride, std::size_t rows, std::size_t units, std::int8_t* codes, float* facts);
   void (*copy)(const float* x, std::size_t stride, std::size_t rows, std::size_t units, float* values, float* facts);
 };
 

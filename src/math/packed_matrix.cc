@@ -9,6 +9,7 @@
 #include "math/packed_kernels.h"
 #include "math/simd_config.h"
 #include "math/small_float.h"
+#include "math/targets.h"
 #include "weft/error.h"
 
 #include "hwy/highway.h"
@@ -179,6 +180,9 @@ void put_number(int kind, float value, std::uint8_t* at, std::size_t lane) {
 
 constexpr std::size_t kBlockElements = 256;
 
+/// Vectors of codes are also loaded from up to three bytes further on.
+constexpr std::size_t kReadBeyond = 3;
+
 // ---- Targets
 
 std::atomic<const Kernels*> forced{nullptr};
@@ -210,9 +214,10 @@ const std::vector<Candidate>& candidates() {
 
 const Kernels& active() {
   if (const Kernels* chosen = forced.load(std::memory_order_relaxed); chosen != nullptr) return *chosen;
-  const auto allowed = static_cast<std::int64_t>(hwy::SupportedTargets());
+  // That target or a better one, which is a lower bit.
+  const std::int64_t allowed = allowed_targets();
   for (const Candidate& candidate : candidates())
-    if (candidate.supported && (candidate.needs == 0 || (allowed & candidate.needs) != 0)) return *candidate.kernels;
+    if (candidate.supported && (candidate.needs == 0 || (allowed & (2 * candidate.needs - 1)) != 0)) return *candidate.kernels;
   return packed::kPortable;
 }
 
@@ -282,7 +287,7 @@ PackedMatrix::PackedMatrix(const PackedFormat& format, std::size_t rows, std::si
   view_.scale_kind = layout.scale_kind;
   view_.zero_kind = layout.zero_kind;
   view_.zero = layout.zero;
-  codes_ = AlignedBytes(num_tiles() * view_.tile_codes);
+  codes_ = AlignedBytes(num_tiles() * view_.tile_codes + kReadBeyond);
   scales_ = AlignedBytes(num_tiles() * view_.tile_scales);
   if (rows % kTileLanes != 0 && num_tiles() > 0) std::memset(codes_.data() + (num_tiles() - 1) * view_.tile_codes, 0, view_.tile_codes);
   std::memset(scales_.data(), 0, scales_.size());
@@ -297,6 +302,8 @@ PackedMatrix::PackedMatrix(const PackedFormat& format, std::size_t rows, std::si
                                                     : code - 8;
   }
 }
+
+bool PackedMatrix::can_split_inputs() const noexcept { return packed::kPortable.fine[form_] != nullptr; }
 
 void PackedMatrix::put_blocks(std::size_t row, const std::uint8_t* blocks) {
   const std::size_t tile = row / kTileLanes, lane = row % kTileLanes;
@@ -423,7 +430,7 @@ void PackedMatrix::put_codes(std::size_t row, const std::uint8_t* codes, const f
   const int bits = static_cast<int>(view_.unit_bytes / 64);
   for (std::size_t u = 0; u < view_.units; ++u, to += view_.unit_bytes, codes += 32) {
     if (numbers) {
-      for (std::size_t column = 0; column < 32; ++column) to[kTileLanes * column + lane] = codes[column];
+      for (std::size_t column = 0; column < 32; ++column) to[2 * kTileLanes * (column / 2) + 2 * lane + column % 2] = codes[column];
       continue;
     }
     std::uint32_t c[8];
@@ -458,9 +465,16 @@ void PackedMatrix::read_row(std::size_t row, float* out) const {
 
 // ---- x
 
+namespace {
+
+/// A number of x.
+constexpr std::size_t input_bytes(PackedInputs kind) { return kind == PackedInputs::rounded ? 1 : kind == PackedInputs::fine ? 3 : sizeof(float); }
+
+}  // namespace
+
 PackedInput::PackedInput(PackedInputs kind, std::size_t num_rows, std::size_t columns) : kind_(kind), num_rows_(num_rows), columns_(columns) {
   WEFT_ASSERT(columns % 32 == 0);
-  values_ = AlignedBytes(num_rows * columns * (kind == PackedInputs::rounded ? 1 : sizeof(float)));
+  values_ = AlignedBytes(num_rows * columns * input_bytes(kind));
   facts_ = AlignedBytes(num_rows * columns / 32 * 4 * sizeof(float));
 }
 
@@ -470,10 +484,11 @@ PackedInput::View PackedInput::block(std::size_t index) const {
   View view;
   view.first_row = index * packed::kMostRows;
   view.num_rows = std::min(packed::kMostRows, num_rows_ - view.first_row);
-  if (kind_ == PackedInputs::rounded)
-    view.codes = reinterpret_cast<const std::int8_t*>(values_.data()) + view.first_row * columns_;
+  const std::byte* values = values_.data() + view.first_row * columns_ * input_bytes(kind_);
+  if (kind_ == PackedInputs::exact)
+    view.values = reinterpret_cast<const float*>(values);
   else
-    view.values = reinterpret_cast<const float*>(values_.data()) + view.first_row * columns_;
+    view.codes = reinterpret_cast<const std::int8_t*>(values);
   view.facts = reinterpret_cast<const float*>(facts_.data()) + view.first_row * columns_ / 32 * 4;
   return view;
 }
@@ -485,6 +500,8 @@ void PackedInput::fill(std::size_t index, const float* x, std::size_t stride) {
   auto* facts = const_cast<float*>(view.facts);
   if (kind_ == PackedInputs::rounded)
     kernels.round(from, stride, view.num_rows, columns_ / 32, const_cast<std::int8_t*>(view.codes), facts);
+  else if (kind_ == PackedInputs::fine)
+    kernels.split(from, stride, view.num_rows, columns_ / 32, const_cast<std::int8_t*>(view.codes), facts);
   else
     kernels.copy(from, stride, view.num_rows, columns_ / 32, const_cast<float*>(view.values), facts);
 }
@@ -492,7 +509,9 @@ void PackedInput::fill(std::size_t index, const float* x, std::size_t stride) {
 void packed_products(const PackedMatrix& matrix, std::size_t first_tile, std::size_t last_tile, const PackedInput& input, float* out,
                      std::size_t out_stride) {
   const Kernels& kernels = active();
-  const auto kernel = input.kind() == PackedInputs::rounded ? kernels.rounded[matrix.form()] : kernels.exact[matrix.form()];
+  const auto kernel = (input.kind() == PackedInputs::rounded ? kernels.rounded
+                       : input.kind() == PackedInputs::fine  ? kernels.fine
+                                                             : kernels.exact)[matrix.form()];
   WEFT_ASSERT(kernel != nullptr);
   const PackedView view = matrix.view();
   for (std::size_t b = 0; b < input.num_blocks(); ++b) {
@@ -510,6 +529,7 @@ std::vector<PackedTarget> packed_targets() {
 }
 
 std::string active_packed_target() { return active().name; }
+bool has_byte_products() { return active().has_byte_products; }
 
 void use_only_packed_target(std::string_view name) {
   const Kernels* chosen = nullptr;

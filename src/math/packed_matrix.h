@@ -13,10 +13,12 @@
 // holds a few columns of all of them and no sum has to be gathered across a vector; codes and scales take as many bits as in the file (rows are
 // filled up to a multiple of 16). Class B: the same bits for any number of threads on one target.
 //
-// x is taken in one of two ways:
+// x is taken in one of three ways:
 //   rounded  32 columns at a time to 8-bit integers with a step of their largest magnitude / 127, as llama.cpp rounds for its types; sums are then of
 //            integers, exact within 32 columns, and the same whatever other rows of x there are. Against exact x each product's error is at most sum
 //            over blocks of (step / 2) * sum |w|; for normally distributed x it is in the mean 0.5 % of the root of the sum of (w x)^2.
+//   fine     32 columns at a time to integers of 24 bits, their largest magnitude being 8323072 steps, in three digits that multiply as the 8-bit
+//            integers do: as near to x as float32 sums are to the product (blocks of magnitudes below 1e-30 are zero), at the speed of integers.
 //   exact    float32: what decoding and multiplying gives, up to the order of sums and one rounding of each weight.
 namespace weft::math {
 
@@ -90,11 +92,13 @@ class PackedMatrix {
   [[nodiscard]] std::size_t rows() const noexcept { return view_.rows; }
   [[nodiscard]] std::size_t columns() const noexcept { return view_.units * 32; }
   [[nodiscard]] std::size_t num_tiles() const noexcept { return (view_.rows + kTileLanes - 1) / kTileLanes; }
-  [[nodiscard]] std::uint64_t size_bytes() const noexcept { return codes_.size() + scales_.size(); }
+  [[nodiscard]] std::uint64_t size_bytes() const noexcept { return num_tiles() * (view_.tile_codes + view_.tile_scales); }
   /// Whether products with rounded x exist: for integer codes.
   [[nodiscard]] bool can_round_inputs() const noexcept {
     return format_.type != PackedType::table && format_.type != PackedType::e4m3 && format_.type != PackedType::iq4_nl;
   }
+  /// Whether products with fine x exist: for integer codes without blocks of blocks.
+  [[nodiscard]] bool can_split_inputs() const noexcept;
 
   /// One row, from a GGUF file's blocks at any address. Different rows may be put from different threads.
   void put_blocks(std::size_t row, const std::uint8_t* blocks);
@@ -121,7 +125,7 @@ class PackedMatrix {
   std::array<float, 16> table_ = {};
 };
 
-enum class PackedInputs : std::uint8_t { rounded, exact };
+enum class PackedInputs : std::uint8_t { rounded, fine, exact };
 
 /// Rows of x, prepared for products with packed matrices of as many columns. NaN and infinities in a block of x make every product of its row NaN.
 class PackedInput {
@@ -135,9 +139,9 @@ class PackedInput {
   void fill(std::size_t block, const float* x, std::size_t stride);
 
   struct View {
-    const std::int8_t* codes = nullptr;  ///< [unit][row][32] of rounded
-    const float* values = nullptr;       ///< the same of exact
-    const float* facts = nullptr;        ///< [unit][row][4]: step, step * sum of codes, and that of each half of the 32
+    const std::int8_t* codes = nullptr;  ///< [unit][row][32] of rounded, [unit][row][3][32] of fine: the highest digits first
+    const float* values = nullptr;       ///< [unit][row][32] of exact
+    const float* facts = nullptr;        ///< [unit][row][4]: step, step * sum of codes, and (not of fine) that of each half of the 32
     std::size_t first_row = 0, num_rows = 0;
   };
   [[nodiscard]] View block(std::size_t index) const;
@@ -148,7 +152,8 @@ class PackedInput {
   AlignedBytes values_, facts_;
 };
 
-/// out[t * out_stride + r] = x[t] . W[r] for the rows r of tiles [first_tile, last_tile). Rounded input needs can_round_inputs().
+/// out[t * out_stride + r] = x[t] . W[r] for the rows r of tiles [first_tile, last_tile). Rounded input needs can_round_inputs(), fine
+/// can_split_inputs().
 void packed_products(const PackedMatrix& matrix, std::size_t first_tile, std::size_t last_tile, const PackedInput& input, float* out,
                      std::size_t out_stride);
 
@@ -161,6 +166,8 @@ struct PackedTarget {
 };
 [[nodiscard]] std::vector<PackedTarget> packed_targets();
 [[nodiscard]] std::string active_packed_target();
+/// Whether the active one has instructions for products of bytes: fine x is then the fastest.
+[[nodiscard]] bool has_byte_products();
 /// For tests; empty: the best again. Not while kernels run.
 void use_only_packed_target(std::string_view name);
 

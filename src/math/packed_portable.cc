@@ -31,6 +31,13 @@ struct Vectors {
   static I Xor(I a, I b) { return a ^ b; }
   static I Bytes(int value) { return I{} + static_cast<std::uint32_t>(value) * 0x01010101U; }
   static I Zero() { return I{}; }
+  static I AddWords(I a, I b) { return a + b; }
+  static I ToWords(F v) {
+    I words{};
+    for (int i = 0; i < 4; ++i) words[i] = static_cast<std::uint32_t>(static_cast<std::int32_t>(std::lrint(v[i])));
+    return words;
+  }
+  static void StoreWords(I v, std::int32_t* p) { std::memcpy(p, &v, sizeof v); }
   static I SubBytes(I a, I b) {
     typedef std::uint8_t Small __attribute__((vector_size(16)));
     return reinterpret_cast<I>(reinterpret_cast<Small>(a) - reinterpret_cast<Small>(b));
@@ -88,14 +95,13 @@ struct Vectors {
     for (int i = 0; i < 4; ++i) v[i] = static_cast<float>(static_cast<std::int8_t>(p[i]));
     return v;
   }
-  /// The number divided by 256.
-  static F LoadE4m3(const std::uint8_t* p) {
-    F v{};
-    for (int i = 0; i < 4; ++i) {
-      const auto half = static_cast<std::uint16_t>((p[i] & 0x80U) << 8 | (p[i] & 0x7FU) << 7);
-      v[i] = std::bit_cast<float>(decode_small(kF16, half));
-    }
-    return v;
+  /// Of four columns: the numbers divided by 256.
+  static void LoadE4m3(const std::uint8_t* p, F (&out)[4]) {
+    for (int column = 0; column < 4; ++column)
+      for (int i = 0; i < 4; ++i) {
+        const unsigned code = p[32 * (column / 2) + 2 * i + column % 2];
+        out[column][i] = std::bit_cast<float>(decode_small(kF16, (code & 0x80U) << 8 | (code & 0x7FU) << 7));
+      }
   }
   static void Store(F v, float* p) { std::memcpy(p, &v, sizeof v); }
   static Table LoadTable(const float* p) {

@@ -268,6 +268,107 @@ void rounded(const PackedView& view, const PackedInput::View& input, std::size_t
   }
 }
 
+// ---- Fine x: three digits of eight bits
+
+/// kRows 0: as many as the input has.
+template <class V, int kBits, class Scales, int kRows>
+void fine_rows(const PackedView& view, const PackedInput::View& input, std::size_t first_tile, std::size_t last_tile, float* out,
+               std::size_t out_stride) {
+  using F = typename V::F;
+  using I = typename V::I;
+  static_assert(Scales::kHalves == 1);
+  // Digits may be -128, of which a dot product of signed bytes takes no negative.
+  constexpr bool kSplit = kBits == 8 && V::kSignedBytes;
+  constexpr std::size_t kMost = kRows == 0 ? kMostRows : kRows;
+  const std::size_t rows = kRows == 0 ? input.num_rows : kRows;
+  for (std::size_t tile = first_tile; tile < last_tile; ++tile)
+    for (std::size_t lane = 0; lane < kTileLanes; lane += V::kLanes) {
+      Scales scales(view, tile, lane, 0);
+      const std::uint8_t* p = view.codes + tile * view.tile_codes + lane * 4;
+      const std::int8_t* x = input.codes;
+      const float* facts = input.facts;
+      F sums[kMost];
+      for (std::size_t t = 0; t < rows; ++t) sums[t] = V::Set(0);
+      for (std::size_t u = 0; u < view.units; ++u, p += view.unit_bytes) {
+        I c[8];
+        unpack<V, kBits>(p, c);
+        F s[1], m[1];
+        scales.at(s, m);
+        const auto dots = [&](const std::int8_t* digits) WEFT_PACKED_LAMBDA {
+          I dot = V::Zero();
+          if constexpr (kSplit) {
+            I top = V::Zero();
+            unrolled<8>([&](auto k) WEFT_PACKED_LAMBDA {
+              dot = V::template Dot<7>(dot, V::And(c[k], V::Bytes(0x7F)), digits + 4 * k);
+              top = V::template Dot<1>(top, V::And(V::template Shr<7>(c[k]), V::Bytes(1)), digits + 4 * k);
+            });
+            dot = V::AddWords(dot, V::template Shl<7>(top));
+          } else {
+            unrolled<8>([&](auto k) WEFT_PACKED_LAMBDA { dot = V::template Dot<kBits>(dot, c[k], digits + 4 * k); });
+          }
+          return dot;
+        };
+        for (std::size_t t = 0; t < rows; ++t, x += 96, facts += 4) {
+          const I low = V::AddWords(V::template Shl<8>(dots(x + 32)), dots(x + 64));
+          const F dot = V::Fma(V::ToFloat(dots(x)), V::Set(65536), V::ToFloat(low));
+          sums[t] = V::Fma(dot, V::Mul(s[0], V::Each(facts)), sums[t]);
+          sums[t] = V::Fnma(m[0], V::Each(facts + 1), sums[t]);
+        }
+      }
+      for (std::size_t t = 0; t < rows; ++t) store_lanes<V>(sums[t], view, tile * kTileLanes + lane, out + t * out_stride);
+    }
+}
+
+template <class V, int kBits, class Scales>
+void fine(const PackedView& view, const PackedInput::View& input, std::size_t first_tile, std::size_t last_tile, float* out, std::size_t out_stride) {
+  switch (input.num_rows) {
+    case 1:
+      return fine_rows<V, kBits, Scales, 1>(view, input, first_tile, last_tile, out, out_stride);
+    case 4:
+      return fine_rows<V, kBits, Scales, 4>(view, input, first_tile, last_tile, out, out_stride);
+    default:
+      return fine_rows<V, kBits, Scales, 0>(view, input, first_tile, last_tile, out, out_stride);
+  }
+}
+
+template <class V>
+void split_rows(const float* x, std::size_t stride, std::size_t rows, std::size_t units, std::int8_t* codes, float* facts) {
+  using F = typename V::F;
+  constexpr float kMostSteps = 127 * 65536;  // which leaves room for the rounding of the largest
+  for (std::size_t t = 0; t < rows; ++t)
+    for (std::size_t u = 0; u < units; ++u) {
+      const float* from = x + t * stride + u * 32;
+      std::int8_t* to = codes + (u * rows + t) * 96;
+      float* about = facts + (u * rows + t) * 4;
+      F most = V::Set(0), poison = V::Set(0);
+      for (std::size_t i = 0; i < 32; i += V::kLanes) {
+        const F v = V::LoadFloat(from + i);
+        most = V::Max(most, V::Abs(v));
+        poison = V::Fma(v, V::Set(0), poison);  // NaN once something was not finite
+      }
+      const float largest = V::MaxOfLanes(most), bad = V::SumOfLanes(poison);
+      about[0] = about[1] = about[2] = about[3] = bad;
+      if (!(largest >= 1e-30F) || bad != 0) {  // too small for its step, or not finite
+        std::memset(to, 0, 96);
+        continue;
+      }
+      const F inverse = V::Set(kMostSteps / largest);
+      alignas(64) std::int32_t whole[32];
+      for (std::size_t i = 0; i < 32; i += V::kLanes) V::StoreWords(V::ToWords(V::Mul(V::LoadFloat(from + i), inverse)), whole + i);
+      std::int32_t sum = 0;
+      for (std::size_t i = 0; i < 32; ++i) {
+        const std::int32_t value = whole[i], last = static_cast<std::int8_t>(value & 255), rest = (value - last) >> 8,
+                           middle = static_cast<std::int8_t>(rest & 255);
+        sum += value;
+        to[i] = static_cast<std::int8_t>((rest - middle) >> 8);
+        to[32 + i] = static_cast<std::int8_t>(middle);
+        to[64 + i] = static_cast<std::int8_t>(last);
+      }
+      about[0] = largest / kMostSteps;
+      about[1] = about[0] * static_cast<float>(sum);
+    }
+}
+
 template <class V>
 void round_rows(const float* x, std::size_t stride, std::size_t rows, std::size_t units, std::int8_t* codes, float* facts) {
   using F = typename V::F;
@@ -307,14 +408,17 @@ void round_rows(const float* x, std::size_t stride, std::size_t rows, std::size_
 template <class V, int kForm, int kBits, int kBias, class Body>
 WEFT_PACKED_INLINE void for_weights(const std::uint8_t* codes, std::size_t lane, const typename V::Table& table, Body&& body) {
   if constexpr (kForm == numbers8) {
-    unrolled<32>([&](auto column) WEFT_PACKED_LAMBDA { body(column, V::LoadE4m3(codes + kTileLanes * decltype(column)::value + lane)); });
+    unrolled<8>([&](auto k) WEFT_PACKED_LAMBDA {
+      typename V::F four[4];
+      V::LoadE4m3(codes + lane * 2 + 64 * k, four);
+      unrolled<4>([&](auto b) WEFT_PACKED_LAMBDA { body(std::integral_constant<int, 4 * decltype(k)::value + decltype(b)::value>(), four[b]); });
+    });
   } else if constexpr (kBits == 4) {
-    unrolled<4>([&](auto i) WEFT_PACKED_LAMBDA {
-      const typename V::I w = V::Load(codes + lane * 4 + 64 * i);
-      unrolled<8>([&](auto k) WEFT_PACKED_LAMBDA {
-        constexpr int kByte = decltype(k)::value / 2, kHalf = decltype(k)::value % 2;
-        body(std::integral_constant<int, 16 * kHalf + 4 * decltype(i)::value + kByte>(), V::LookUp(table, V::template Shr<8 * kByte + 4 * kHalf>(w)));
-      });
+    // Bytes are brought down by where they are loaded from: shifts would compete with the products.
+    unrolled<16>([&](auto k) WEFT_PACKED_LAMBDA {
+      const typename V::I w = V::Load(codes + lane * 4 + 64 * (k / 4) + k % 4);
+      body(k, V::LookUp(table, w));
+      body(std::integral_constant<int, 16 + decltype(k)::value>(), V::LookUp(table, V::template Shr<4>(w)));
     });
   } else {
     typename V::I c[8];
@@ -375,7 +479,8 @@ WEFT_PACKED_INLINE void exact_rows(const PackedView& view, const PackedInput::Vi
           if constexpr (kParts == 2) sum = V::Add(sum, parts[h][t][1]);
           if constexpr (kParts == 4) sum = V::Add(V::Add(sum, parts[h][t][1]), V::Add(parts[h][t][2], parts[h][t][3]));
           sums[t] = V::Fma(sum, s[h], sums[t]);
-          sums[t] = V::Fnma(m[h], V::Each(facts + 4 * t + (Scales::kHalves == 1 ? 1 : 2 + h)), sums[t]);
+          if constexpr (kForm != table4 && kForm != numbers8)
+            sums[t] = V::Fnma(m[h], V::Each(facts + 4 * t + (Scales::kHalves == 1 ? 1 : 2 + h)), sums[t]);
         }
     }
     for (int t = 0; t < kRows; ++t)
@@ -434,11 +539,13 @@ void decode(const PackedView& view, std::size_t tile, std::size_t first_unit, st
 
 /// like: another target whose kernels for exact x are as good; null: none.
 template <class V, bool kOwn = true>
-constexpr Kernels make_kernels(const char* name, const Kernels* like = nullptr) {
+constexpr Kernels make_kernels(const char* name, bool has_byte_products = false, const Kernels* like = nullptr) {
   Kernels all = {};
   if (like != nullptr) all = *like;
   all.name = name;
+  all.has_byte_products = has_byte_products;
   all.round = round_rows<V>;
+  all.split = split_rows<V>;
   all.copy = copy_rows<V>;
 #define WEFT_PACKED_FORM(form, bits, scales)                   \
   if constexpr (kOwn) {                                        \
@@ -448,12 +555,15 @@ constexpr Kernels make_kernels(const char* name, const Kernels* like = nullptr) 
 #define WEFT_PACKED_INTEGERS(form, bits, scales) \
   WEFT_PACKED_FORM(form, bits, scales)           \
   all.rounded[form] = rounded<V, bits, scales<V, bits>>;
-  WEFT_PACKED_INTEGERS(plain2, 2, PlainScales)
-  WEFT_PACKED_INTEGERS(plain3, 3, PlainScales)
-  WEFT_PACKED_INTEGERS(plain4, 4, PlainScales)
-  WEFT_PACKED_INTEGERS(plain5, 5, PlainScales)
-  WEFT_PACKED_INTEGERS(plain6, 6, PlainScales)
-  WEFT_PACKED_INTEGERS(plain8, 8, PlainScales)
+#define WEFT_PACKED_PLAIN(form, bits)           \
+  WEFT_PACKED_INTEGERS(form, bits, PlainScales) \
+  all.fine[form] = fine<V, bits, PlainScales<V, bits>>;
+  WEFT_PACKED_PLAIN(plain2, 2)
+  WEFT_PACKED_PLAIN(plain3, 3)
+  WEFT_PACKED_PLAIN(plain4, 4)
+  WEFT_PACKED_PLAIN(plain5, 5)
+  WEFT_PACKED_PLAIN(plain6, 6)
+  WEFT_PACKED_PLAIN(plain8, 8)
   WEFT_PACKED_INTEGERS(k2, 2, BlockScales)
   WEFT_PACKED_INTEGERS(k3, 3, BlockScales)
   WEFT_PACKED_INTEGERS(k4, 4, BlockScales)
@@ -461,6 +571,7 @@ constexpr Kernels make_kernels(const char* name, const Kernels* like = nullptr) 
   WEFT_PACKED_INTEGERS(k6, 6, BlockScales)
   WEFT_PACKED_FORM(table4, 4, PlainScales)
   WEFT_PACKED_FORM(numbers8, 8, PlainScales)
+#undef WEFT_PACKED_PLAIN
 #undef WEFT_PACKED_INTEGERS
 #undef WEFT_PACKED_FORM
   return all;

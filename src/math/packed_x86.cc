@@ -40,6 +40,9 @@ inline int word_at(const std::int8_t* p) {
   static WEFT_PACKED_INLINE I Xor(I a, I b) { return _mm256_xor_si256(a, b); }                                                                  \
   static WEFT_PACKED_INLINE I Bytes(int value) { return _mm256_set1_epi8(static_cast<char>(value)); }                                           \
   static WEFT_PACKED_INLINE I Zero() { return _mm256_setzero_si256(); }                                                                         \
+  static WEFT_PACKED_INLINE I AddWords(I a, I b) { return _mm256_add_epi32(a, b); }                                                             \
+  static WEFT_PACKED_INLINE I ToWords(F v) { return _mm256_cvtps_epi32(v); }                                                                    \
+  static WEFT_PACKED_INLINE void StoreWords(I v, std::int32_t* p) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }                    \
   static WEFT_PACKED_INLINE I SubBytes(I a, I b) { return _mm256_sub_epi8(a, b); }                                                              \
   template <int kBits>                                                                                                                          \
   static WEFT_PACKED_INLINE I Shr(I v) {                                                                                                        \
@@ -91,10 +94,14 @@ inline int word_at(const std::int8_t* p) {
   static WEFT_PACKED_INLINE F LoadSignedBytes(const std::uint8_t* p) {                                                                          \
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));                                      \
   }                                                                                                                                             \
-  /* As the bits of float16: sign, then exponent and mantissa at the top of theirs, which makes them smaller by 2^8. */                         \
-  static WEFT_PACKED_INLINE F LoadE4m3(const std::uint8_t* p) {                                                                                 \
-    const __m128i wide = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));                                               \
-    return _mm256_cvtph_ps(_mm_and_si128(_mm_slli_epi16(wide, 7), _mm_set1_epi16(static_cast<short>(0xBFFF))));                                 \
+  /* Of four columns. As the bits of float16: sign, then exponent and mantissa at the top of theirs, which makes them smaller by 2^8. */        \
+  static WEFT_PACKED_INLINE void LoadE4m3(const std::uint8_t* p, F(&out)[4]) {                                                                  \
+    const __m128i bits = _mm_set1_epi16(static_cast<short>(0xBF80));                                                                            \
+    for (int i = 0; i < 2; ++i) {                                                                                                               \
+      const __m128i both = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 32 * i));                                                       \
+      out[2 * i] = _mm256_cvtph_ps(_mm_and_si128(_mm_srai_epi16(_mm_slli_epi16(both, 8), 1), bits));                                            \
+      out[2 * i + 1] = _mm256_cvtph_ps(_mm_and_si128(_mm_srai_epi16(both, 1), bits));                                                           \
+    }                                                                                                                                           \
   }                                                                                                                                             \
   static WEFT_PACKED_INLINE void Store(F v, float* p) { _mm256_storeu_ps(p, v); }                                                               \
   static WEFT_PACKED_INLINE Table LoadTable(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }                            \
@@ -160,6 +167,9 @@ struct Vectors {
   static WEFT_PACKED_INLINE I Xor(I a, I b) { return _mm512_xor_si512(a, b); }                                                                     \
   static WEFT_PACKED_INLINE I Bytes(int value) { return _mm512_set1_epi8(static_cast<char>(value)); }                                              \
   static WEFT_PACKED_INLINE I Zero() { return _mm512_setzero_si512(); }                                                                            \
+  static WEFT_PACKED_INLINE I AddWords(I a, I b) { return _mm512_add_epi32(a, b); }                                                                \
+  static WEFT_PACKED_INLINE I ToWords(F v) { return _mm512_cvtps_epi32(v); }                                                                       \
+  static WEFT_PACKED_INLINE void StoreWords(I v, std::int32_t* p) { _mm512_storeu_si512(p, v); }                                                   \
   static WEFT_PACKED_INLINE I SubBytes(I a, I b) { return _mm512_sub_epi8(a, b); }                                                                 \
   template <int kBits>                                                                                                                             \
   static WEFT_PACKED_INLINE I Shr(I v) {                                                                                                           \
@@ -203,9 +213,14 @@ struct Vectors {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));                                         \
   }                                                                                                                                                \
   /* As in 256 bits. */                                                                                                                            \
-  static WEFT_PACKED_INLINE F LoadE4m3(const std::uint8_t* p) {                                                                                    \
-    const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));                                               \
-    return _mm512_cvtph_ps(_mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16(static_cast<short>(0xBFFF))));                           \
+  static WEFT_PACKED_INLINE void LoadE4m3(const std::uint8_t* p, F(&out)[4]) {                                                                     \
+    const __m512i bits = _mm512_set1_epi16(static_cast<short>(0xBF80)), all = _mm512_loadu_si512(p);                                               \
+    const __m512i even = _mm512_and_si512(_mm512_srai_epi16(_mm512_slli_epi16(all, 8), 1), bits);                                                  \
+    const __m512i odd = _mm512_and_si512(_mm512_srai_epi16(all, 1), bits);                                                                         \
+    out[0] = _mm512_cvtph_ps(_mm512_castsi512_si256(even));                                                                                        \
+    out[1] = _mm512_cvtph_ps(_mm512_castsi512_si256(odd));                                                                                         \
+    out[2] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(even, 1));                                                                                  \
+    out[3] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(odd, 1));                                                                                   \
   }                                                                                                                                                \
   static WEFT_PACKED_INLINE void Store(F v, float* p) { _mm512_storeu_ps(p, v); }                                                                  \
   static WEFT_PACKED_INLINE Table LoadTable(const float* p) { return _mm512_loadu_ps(p); }                                                         \
@@ -258,9 +273,9 @@ struct Vectors {
 constexpr Kernels kOf256 = avx2::make_kernels<avx2::Vectors>("avx2");
 constexpr Kernels kOf512 = avx512::make_kernels<avx512::Vectors>("avx512");
 constinit const Kernels kAvx2 = kOf256;
-constinit const Kernels kAvx2Vnni = avx2_vnni::make_kernels<avx2_vnni::Vectors, false>("avx2_vnni", &kOf256);
+constinit const Kernels kAvx2Vnni = avx2_vnni::make_kernels<avx2_vnni::Vectors, false>("avx2_vnni", true, &kOf256);
 constinit const Kernels kAvx512 = kOf512;
-constinit const Kernels kAvx512Vnni = avx512_vnni::make_kernels<avx512_vnni::Vectors, false>("avx512_vnni", &kOf512);
+constinit const Kernels kAvx512Vnni = avx512_vnni::make_kernels<avx512_vnni::Vectors, false>("avx512_vnni", true, &kOf512);
 
 }  // namespace weft::math::packed
 #endif

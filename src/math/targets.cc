@@ -1,5 +1,6 @@
 #include "math/targets.h"
 
+#include <atomic>
 #include <cstdlib>
 #include <string>
 #include <string_view>
@@ -27,7 +28,14 @@ std::int64_t machine_targets() {
   return targets;
 }
 
+std::atomic<std::int64_t> only_target{0};
+
 }  // namespace
+
+std::int64_t allowed_targets() {
+  const std::int64_t only = only_target.load(std::memory_order_relaxed);
+  return only != 0 ? only : machine_targets();
+}
 
 std::vector<SimdTarget> compiled_targets() {
   std::vector<SimdTarget> targets;
@@ -43,6 +51,7 @@ std::string active_target() { return hwy::TargetName(HWY_DYNAMIC_DISPATCH(OwnTar
 
 void use_only_target(std::int64_t bit) {
   static_cast<void>(machine_targets());  // before the restriction hides the others
+  only_target.store(bit, std::memory_order_relaxed);
   hwy::SetSupportedTargetsForTest(bit);
   hwy::GetChosenTarget().Update(hwy::SupportedTargets());
 }

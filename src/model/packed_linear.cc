@@ -1,6 +1,7 @@
 #include "model/packed_linear.h"
 
 #include <algorithm>
+#include <array>
 #include <optional>
 #include <vector>
 
@@ -16,7 +17,7 @@ using math::PackedInputs;
 using math::PackedMatrix;
 using math::PackedType;
 
-/// Up to here rows of x multiply with codes; more of them repay decoding.
+/// Up to here rows of x multiply with codes where no integers do; more of them repay decoding.
 constexpr std::size_t kMostExactRows = 16;
 /// Of tiles that go through a few rows of x, and through blocks of many: these stay in the second-level cache beside a block of x.
 constexpr std::size_t kTilesOfMany = 4;
@@ -26,26 +27,29 @@ constexpr std::size_t kDecodedColumns = 2048;
 /// Matrices below this are not worth waking threads for.
 constexpr std::uint64_t kSmallBytes = std::uint64_t{128} << 10;
 
-bool takes_rounded(const PackedMatrix& matrix) { return matrix.can_round_inputs() && matrix.format().type != PackedType::integer; }
+/// How a matrix takes so many rows of x; nothing: it is decoded.
+std::optional<PackedInputs> inputs_for(const PackedMatrix& matrix, std::size_t num_rows) {
+  if (matrix.can_round_inputs() && matrix.format().type != PackedType::integer) return PackedInputs::rounded;
+  if (matrix.can_split_inputs() && math::has_byte_products()) return PackedInputs::fine;
+  if (num_rows <= kMostExactRows) return PackedInputs::exact;
+  return std::nullopt;
+}
 
 }  // namespace
 
 void apply_packed(const Linear& linear, const float* x, std::size_t x_stride, std::size_t num_rows, float* out, std::size_t out_stride,
                   ThreadTeam& team) {
-  std::optional<PackedInput> rounded, exact;
-  const auto prepare = [&](std::optional<PackedInput>& input, PackedInputs kind) {
-    if (input) return;
-    input.emplace(kind, num_rows, linear.columns);
+  std::array<std::optional<PackedInput>, 3> inputs;  // by kind
+  for (const PackedMatrix& matrix : linear.packed) {
+    const std::optional<PackedInputs> kind = inputs_for(matrix, num_rows);
+    if (!kind) continue;
+    std::optional<PackedInput>& input = inputs[static_cast<std::size_t>(*kind)];
+    if (input) continue;
+    input.emplace(*kind, num_rows, linear.columns);
     if (input->num_blocks() == 1)
       input->fill(0, x, x_stride);
     else
       team.for_each(input->num_blocks(), [&](std::size_t block, int) { input->fill(block, x, x_stride); });
-  };
-  for (const PackedMatrix& matrix : linear.packed) {
-    if (takes_rounded(matrix))
-      prepare(rounded, PackedInputs::rounded);
-    else if (num_rows <= kMostExactRows)
-      prepare(exact, PackedInputs::exact);
   }
 
   // Tiles of all matrices, cut so that no unit spans two. Each output is one sum, whatever the cut.
@@ -60,7 +64,7 @@ void apply_packed(const Linear& linear, const float* x, std::size_t x_stride, st
   const std::size_t share = std::max<std::size_t>((all_tiles + few - 1) / few, 1);
   std::size_t first_row = 0;
   for (const PackedMatrix& matrix : linear.packed) {
-    const std::size_t step = num_rows <= kMostExactRows ? share : takes_rounded(matrix) ? kTilesOfMany : kDecodedTiles;
+    const std::size_t step = num_rows <= kMostExactRows ? share : inputs_for(matrix, num_rows) ? kTilesOfMany : kDecodedTiles;
     for (std::size_t tile = 0; tile < matrix.num_tiles(); tile += step)
       units.push_back({&matrix, first_row, tile, std::min(tile + step, matrix.num_tiles())});
     first_row += matrix.rows();
@@ -71,10 +75,8 @@ void apply_packed(const Linear& linear, const float* x, std::size_t x_stride, st
     const PackedMatrix& matrix = *unit.matrix;
     float* to = out + unit.first_row;
     const std::size_t first = unit.first_tile * kTileLanes, end = std::min(unit.last_tile * kTileLanes, matrix.rows());
-    if (takes_rounded(matrix)) {
-      packed_products(matrix, unit.first_tile, unit.last_tile, *rounded, to, out_stride);
-    } else if (exact) {
-      packed_products(matrix, unit.first_tile, unit.last_tile, *exact, to, out_stride);
+    if (const std::optional<PackedInputs> kind = inputs_for(matrix, num_rows)) {
+      packed_products(matrix, unit.first_tile, unit.last_tile, *inputs[static_cast<std::size_t>(*kind)], to, out_stride);
     } else {
       thread_local std::vector<float> decoded;
       const std::size_t tiles = unit.last_tile - unit.first_tile, stride = tiles * kTileLanes;

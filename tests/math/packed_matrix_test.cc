@@ -14,6 +14,7 @@
 
 #include "math/blocks.h"
 #include "math/small_float.h"
+#include "math/targets.h"
 
 namespace weft::math {
 namespace {
@@ -194,6 +195,20 @@ void check(const Sample& sample) {
         for (std::size_t c = 0; c < columns; ++c) sum += sample.values[r * columns + c] * static_cast<double>(x[t * columns + c]);
         ASSERT_NEAR(static_cast<double>(exact[t * rows + r]), sum, float_error(sample, r, x.data() + t * columns)) << "row " << r << " token " << t;
       }
+    if (sample.matrix.can_split_inputs()) {
+      const std::vector<float> fine = products(sample.matrix, PackedInputs::fine, x, tokens);
+      for (std::size_t t = 0; t < tokens; ++t)
+        for (std::size_t r = 0; r < rows; ++r) {
+          double sum = 0;
+          for (std::size_t c = 0; c < columns; ++c) sum += sample.values[r * columns + c] * static_cast<double>(x[t * columns + c]);
+          ASSERT_NEAR(static_cast<double>(fine[t * rows + r]), sum, float_error(sample, r, x.data() + t * columns)) << "row " << r << " token " << t;
+        }
+      if (tokens == 5) {
+        const std::vector<float> last(x.begin() + static_cast<std::ptrdiff_t>(4 * columns), x.end());
+        const std::vector<float> alone = products(sample.matrix, PackedInputs::fine, last, 1);
+        for (std::size_t r = 0; r < rows; ++r) ASSERT_EQ(alone[r], fine[4 * rows + r]);
+      }
+    }
     if (!sample.matrix.can_round_inputs()) continue;
     std::vector<double> steps;
     const std::vector<double> near = rounded_inputs(x, steps);
@@ -260,6 +275,73 @@ TEST(PackedMatrix, multiplies_tables_and_eight_bit_floats) {
   });
 }
 
+TEST(PackedMatrix, fine_inputs_keep_24_bits_beside_the_largest_of_their_32) {
+  // One row reads a small number, one the large number beside it, one nothing.
+  const PackedFormat format{.type = PackedType::integer, .bits = 8, .group = 32, .scale_type = DType::f32, .zero = PackedZero::bytes, .levels = {}};
+  PackedMatrix matrix(format, 3, 32);
+  const float scale = 1, zero = 0;
+  for (std::size_t r = 0; r < 3; ++r) {
+    std::vector<std::uint8_t> codes(32, 0);
+    if (r < 2) codes[r == 0 ? 5 : 20] = 255;
+    matrix.put_codes(r, codes.data(), &scale, &zero);
+  }
+  on_all_targets([&] {
+    // 0.7, 0.9 and 3: their steps are rounded up and down.
+    for (const float large : {1.0F, -1.0F, 0.7F, 0.9F, 3.0F, -1.1F, 1e35F, 1e-29F})
+      for (const float small : {0.9F, 1.0F / 512, -1.0F / 70000, 0.25F / (1 << 20)}) {
+        std::vector<float> x(32, 0.0F);
+        x[20] = large;
+        x[5] = large * small;
+        // Half a step, and float32's own roundings.
+        const auto tolerance = [&](float value) {
+          return 255 * (0.5 / 8323072 * std::abs(static_cast<double>(large)) + 4 * 6e-8 * std::abs(static_cast<double>(value)));
+        };
+        const std::vector<float> got = products(matrix, PackedInputs::fine, x, 1);
+        EXPECT_NEAR(static_cast<double>(got[0]), 255 * static_cast<double>(x[5]), tolerance(x[5]));
+        EXPECT_NEAR(static_cast<double>(got[1]), 255 * static_cast<double>(large), tolerance(large));
+        EXPECT_EQ(got[2], 0.0F);
+      }
+    for (const float value : products(matrix, PackedInputs::fine, std::vector<float>(32, 1e-40F), 1)) EXPECT_EQ(value, 0.0F);
+  });
+}
+
+TEST(PackedMatrix, every_eight_bit_float_is_itself) {
+  const PackedFormat format{.type = PackedType::e4m3, .bits = 8, .group = 256, .scale_type = DType::f32, .zero = PackedZero::middle, .levels = {}};
+  PackedMatrix matrix(format, 2, 256);
+  std::vector<std::uint8_t> codes(256);
+  for (std::size_t i = 0; i < 256; ++i) codes[i] = static_cast<std::uint8_t>((i & 127U) == 127U ? 0 : i);
+  const float scale = 1;
+  for (std::size_t r = 0; r < 2; ++r) matrix.put_codes(r, codes.data(), &scale, nullptr);
+  on_all_targets([&] {
+    std::vector<float> row(256);
+    matrix.read_row(1, row.data());
+    for (std::size_t i = 0; i < 256; ++i) EXPECT_EQ(row[i], std::bit_cast<float>(decode_small(kF8E4M3, codes[i]))) << i;
+    for (std::size_t i = 0; i < 256; ++i) {
+      std::vector<float> x(256, 0.0F);
+      x[i] = 1;
+      EXPECT_EQ(products(matrix, PackedInputs::exact, x, 1)[1], row[i]) << i;
+    }
+  });
+}
+
+TEST(PackedMatrix, follows_what_the_other_kernels_are_restricted_to) {
+  const std::string best = active_packed_target();
+  for (const SimdTarget& target : compiled_targets()) {
+    if (!target.supported) continue;
+    use_only_target(target.bit);
+    const std::string active = active_packed_target();
+    if (target.name == "AVX2") {
+      EXPECT_TRUE(active.starts_with("avx2")) << active;
+    } else if (target.name.starts_with("AVX3")) {
+      EXPECT_EQ(active, best);
+    } else if (target.name.starts_with("SS") || target.name == "EMU128" || target.name == "SCALAR") {
+      EXPECT_EQ(active, "portable");
+    }
+  }
+  use_only_target(0);
+  EXPECT_EQ(active_packed_target(), best);
+}
+
 TEST(PackedMatrix, takes_as_many_bytes_as_the_file) {
   for (const BlockType& type : block_types()) {
     PackedFormat format;
@@ -291,7 +373,7 @@ TEST(PackedMatrix, refuses_what_its_groups_do_not_divide) {
 TEST(PackedMatrix, input_that_is_not_finite_shows_and_zeros_and_tiny_numbers_are_harmless) {
   const Sample sample = of_blocks(block_types().front(), 16, 64, 3);
   on_all_targets([&] {
-    for (const PackedInputs kind : {PackedInputs::rounded, PackedInputs::exact})
+    for (const PackedInputs kind : {PackedInputs::rounded, PackedInputs::fine, PackedInputs::exact})
       for (const float bad : {std::nanf(""), INFINITY}) {
         std::vector<float> x = inputs(64, 9);
         x[40] = bad;
