@@ -243,8 +243,8 @@ void StatisticsTap::linear_input(int, Role role, int expert, std::size_t first_r
   std::unique_ptr<Sums>& sums = sums_[point];
   if (!sums) sums = std::make_unique<Sums>(point, rows.num_columns, request_);
   for (std::size_t r = 0; r < rows.num_rows; ++r) {
-    // Which tokens went to an expert is not told.
-    const double weight = request_.token_weights && expert < 0 ? request_.token_weights->at(first_token_ + first_row + r) : 1;
+    const double weight =
+        request_.token_weights ? request_.token_weights->at(first_token_ + first_row + (rows.places == nullptr ? r : rows.places[r])) : 1;
     sums->add(rows.row(r), sums->wants_original() ? recorder_->row(point, first_row + r) : nullptr, weight, skips_non_finite_, team_);
   }
 }

@@ -46,8 +46,7 @@ struct StatisticsRequest {
   bool gram = false;
   bool cross = false;              ///< needs both streams
   std::vector<InputPoint> points;  ///< empty: all
-  /// How much each token of all sequences counts in gram and cross; null: all alike, as those of experts always
-  /// do. The sums of columns are of all tokens alike.
+  /// How much each token of all sequences counts in gram and cross; null: all alike. The sums of columns are of all tokens alike.
   std::shared_ptr<const std::vector<double>> token_weights = {};
   /// The last look at this block, which will not be changed any more: its activations go on in the same run, which saves another one.
   bool last = false;

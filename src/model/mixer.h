@@ -35,10 +35,12 @@ struct MixerRun {
   std::size_t out_stride = 0;
 };
 
-/// Looks at what a mixer does. Called from several threads at once.
+/// Looks at what a mixer does, or changes it. Called from several threads at once.
 class MixerTap {
  public:
   virtual ~MixerTap() = default;
+  /// May change the shares that a token gives, before they are used and before attention() sees them.
+  virtual void change(std::int64_t first_key, std::span<float> shares) { (void)first_key, (void)shares; }
   /// The shares that token `token` of run `run` gives, in one head, to the keys at positions first_key ...
   virtual void attention(std::size_t run, std::size_t head, std::size_t token, std::int64_t first_key, std::span<const float> shares) = 0;
 };

@@ -40,7 +40,7 @@ struct Slice {
 
 /// Memory of one block's run, kept from block to block.
 struct Scratch {
-  std::vector<float> normed, qkv, mixed, branch, branch2, hidden, router, gathered, expert_out;
+  std::vector<float> normed, qkv, mixed, branch, branch2, hidden, router, gathered, expert_out, rounded;
 };
 
 float* grown(std::vector<float>& buffer, std::size_t size) {
@@ -130,7 +130,7 @@ struct Network::State {
     const auto heads = static_cast<std::uint64_t>(config.heads + config.kv_heads) * static_cast<std::uint64_t>(config.head_dim);
     std::uint64_t turn = 0;
     for (const RopeConfig& rope : config.ropes) turn += static_cast<std::uint64_t>(rope.dims);
-    const std::uint64_t between = 4 * hidden + 2 * heads + reader->widest_rows();
+    const std::uint64_t between = 4 * hidden + 2 * heads + (options.rounding != nullptr ? 2 : 1) * reader->widest_rows();
     return checked_mul(rows, (hidden + turn) * sizeof(float), "the size of activations") +
            std::min<std::uint64_t>(rows, kSliceRows) * between * sizeof(float);
   }
@@ -309,7 +309,7 @@ struct Network::State {
     float* qkv = grown(scratch.qkv, rows * width);
     float* mixed = grown(scratch.mixed, rows * heads * dim);
     tell(pass, layer, Role::q, -1, slice.first_row, input, rows, block.qkv.columns);
-    apply(block.qkv, input, rows, qkv);
+    apply_rounded(block.qkv, layer, Role::q, -1, input, block.qkv.columns, rows, qkv);
 
     const int rope = config.layers[layer].rope;
     const Turns* turn = rope >= 0 ? &(*pass.turns)[static_cast<std::size_t>(rope)] : nullptr;
@@ -341,23 +341,54 @@ struct Network::State {
       run.out_stride = heads * dim;
       row += piece.num_tokens;
     }
-    mixers[layer]->chunk(runs, team, pass.tap == nullptr ? nullptr : pass.tap->mixer(static_cast<int>(layer)));
+    MixerTap* looks = pass.tap == nullptr ? nullptr : pass.tap->mixer(static_cast<int>(layer));
+    ShareRounder rounder(options.rounding.get(), looks);
+    mixers[layer]->chunk(runs, team, options.rounding != nullptr && options.rounding->rounds_shares() ? &rounder : looks);
     return mixed;
   }
 
+  /// Rounds shares before someone looks at them.
+  class ShareRounder final : public MixerTap {
+   public:
+    ShareRounder(const ActivationRounding* rounding, MixerTap* next) : rounding_(rounding), next_(next) {}
+    void change(std::int64_t first_key, std::span<float> shares) override { rounding_->round_shares(first_key, shares); }
+    void attention(std::size_t run, std::size_t head, std::size_t token, std::int64_t first_key, std::span<const float> shares) override {
+      if (next_ != nullptr) next_->attention(run, head, token, first_key, shares);
+    }
+
+   private:
+    const ActivationRounding* rounding_;
+    MixerTap* next_;
+  };
+
+  /// The product with what the layer would read of a quantizer; with the rows as they are where nothing is rounded.
+  void apply_rounded(const Linear& linear, std::size_t layer, Role role, int expert, const float* x, std::size_t stride, std::size_t rows,
+                     float* out) {
+    if (options.rounding != nullptr) {
+      float* copy = grown(scratch.rounded, rows * linear.columns);
+      for_rows(rows, [&](std::size_t r) {
+        std::memcpy(copy + r * linear.columns, x + r * stride, linear.columns * sizeof(float));
+        options.rounding->round(static_cast<int>(layer), role, expert, {copy + r * linear.columns, linear.columns});
+      });
+      x = copy;
+      stride = linear.columns;
+    }
+    apply_linear(linear, x, stride, rows, out, linear.rows, options.precision, team);
+  }
+
   void tell(const Pass& pass, std::size_t layer, Role role, int expert, std::size_t first_row, const float* data, std::size_t rows,
-            std::size_t columns) {
-    if (pass.tap != nullptr) pass.tap->linear_input(static_cast<int>(layer), role, expert, first_row, {data, rows, columns, columns});
+            std::size_t columns, const std::size_t* places = nullptr) {
+    if (pass.tap != nullptr) pass.tap->linear_input(static_cast<int>(layer), role, expert, first_row, {data, rows, columns, columns, places});
   }
 
   /// What down reads: [rows, inner] in the scratch, `weights.up.rows` floats apart.
   const float* open_up(const FeedForward& weights, bool gated, const float* input, std::size_t rows, const Pass& pass, std::size_t layer, int expert,
-                       std::size_t first_row, Role up) {
+                       std::size_t first_row, Role up, const std::size_t* places = nullptr) {
     const std::size_t width = weights.up.rows;
     const std::size_t inner = weights.down.columns;
     float* hidden = grown(scratch.hidden, rows * width);
-    tell(pass, layer, up, expert, first_row, input, rows, weights.up.columns);
-    apply(weights.up, input, rows, hidden);
+    tell(pass, layer, up, expert, first_row, input, rows, weights.up.columns, places);
+    apply_rounded(weights.up, layer, up, expert, input, weights.up.columns, rows, hidden);
     for_rows(rows, [&](std::size_t r) {
       if (gated)
         math::activate_gated(config.activation, hidden + r * width, hidden + r * width + inner, inner);
@@ -368,11 +399,12 @@ struct Network::State {
   }
 
   void feed_forward(const FeedForward& weights, bool gated, const float* input, std::size_t rows, float* out, const Pass& pass, std::size_t layer,
-                    int expert, std::size_t first_row, Role up, Role down) {
+                    int expert, std::size_t first_row, Role up, Role down, const std::size_t* places = nullptr) {
     const std::size_t width = weights.up.rows;
-    const float* hidden = open_up(weights, gated, input, rows, pass, layer, expert, first_row, up);
-    if (pass.tap != nullptr) pass.tap->linear_input(static_cast<int>(layer), down, expert, first_row, {hidden, rows, weights.down.columns, width});
-    apply_linear(weights.down, hidden, width, rows, out, weights.down.rows, options.precision, team);
+    const float* hidden = open_up(weights, gated, input, rows, pass, layer, expert, first_row, up, places);
+    if (pass.tap != nullptr)
+      pass.tap->linear_input(static_cast<int>(layer), down, expert, first_row, {hidden, rows, weights.down.columns, width, places});
+    apply_rounded(weights.down, layer, down, expert, hidden, width, rows, out);
   }
 
   /// out null: only tells what the router and the experts read.
@@ -406,13 +438,17 @@ struct Network::State {
       if (assigned.empty()) continue;
       float* gathered = grown(scratch.gathered, assigned.size() * hidden);
       float* answered = out == nullptr ? nullptr : grown(scratch.expert_out, assigned.size() * hidden);
-      for (std::size_t i = 0; i < assigned.size(); ++i) std::memcpy(gathered + i * hidden, input + assigned[i].row * hidden, hidden * sizeof(float));
+      std::vector<std::size_t> places;
+      for (std::size_t i = 0; i < assigned.size(); ++i) {
+        std::memcpy(gathered + i * hidden, input + assigned[i].row * hidden, hidden * sizeof(float));
+        places.push_back(assigned[i].row);
+      }
       if (out == nullptr) {
-        tell(pass, layer, Role::up, static_cast<int>(e), slice.first_row, gathered, assigned.size(), hidden);
+        tell(pass, layer, Role::up, static_cast<int>(e), slice.first_row, gathered, assigned.size(), hidden, places.data());
         continue;
       }
       feed_forward(block.experts[e], block.gated, gathered, assigned.size(), answered, pass, layer, static_cast<int>(e), slice.first_row, Role::up,
-                   Role::down);
+                   Role::down, places.data());
       for (std::size_t i = 0; i < assigned.size(); ++i)
         math::add_scaled(assigned[i].weight, answered + i * hidden, out + assigned[i].row * hidden, hidden);
     }
@@ -468,7 +504,7 @@ struct Network::State {
         std::memcpy(part.out, mixed, rows * columns * sizeof(float));
         return false;
       }
-      apply(block.o, mixed, rows, branch);
+      apply_rounded(block.o, layer, Role::o, -1, mixed, columns, rows, branch);
       behind(Site::attention_out, branch);
       return true;
     };
@@ -514,7 +550,7 @@ struct Network::State {
         for (std::size_t r = 0; r < rows; ++r) std::memcpy(part.out + r * inner, opened + r * width, inner * sizeof(float));
         return;
       }
-      apply_linear(block.mlp.down, opened, width, rows, branch, block.mlp.down.rows, options.precision, team);
+      apply_rounded(block.mlp.down, layer, Role::down, -1, opened, width, rows, branch);
     } else {
       const float* input = before(Site::mlp_in, x);
       if (part.to == BlockStop::feed_forward) {

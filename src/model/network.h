@@ -16,6 +16,18 @@
 // Transformers that run: decoders and encoders of every architecture in the table, over a checkpoint that is read lazily.
 namespace weft::model {
 
+/// Rounds what linear layers read, and shares of attention, as a quantizer of activations would, so that what it costs can be measured. Called from
+/// several threads at once.
+class ActivationRounding {
+ public:
+  virtual ~ActivationRounding() = default;
+  /// What one token gives the linear layers of a role (not routers, not the head). expert: -1 for none.
+  virtual void round(int layer, Role role, int expert, std::span<float> row) const = 0;
+  [[nodiscard]] virtual bool rounds_shares() const noexcept = 0;
+  /// All shares that one token gives in one head, to the keys at positions first_key ...
+  virtual void round_shares(std::int64_t first_key, std::span<float> shares) const = 0;
+};
+
 struct NetworkOptions {
   Precision precision = Precision::float32;
   int threads = 0;  ///< 0: as many as the machine has
@@ -23,6 +35,7 @@ struct NetworkOptions {
   /// time.
   std::uint64_t memory_bytes = 0;
   bool allow_non_finite = false;
+  std::shared_ptr<const ActivationRounding> rounding = nullptr;  ///< null: nothing is rounded
 };
 
 /// What a network remembers of a sequence: one mixer state a layer, and how many tokens it has seen.
@@ -48,6 +61,7 @@ struct TokenChunk {
 struct Rows {
   const float* data = nullptr;
   std::size_t num_rows = 0, num_columns = 0, stride = 0;
+  const std::size_t* places = nullptr;  ///< of an expert: which rows of the slice these are; null: all, in order
   [[nodiscard]] const float* row(std::size_t r) const noexcept { return data + r * stride; }
 };
 
@@ -56,7 +70,8 @@ class NetworkTap {
  public:
   virtual ~NetworkTap() = default;
   virtual void embedding(const Rows& rows);
-  /// What the linear layers of a role read (q, k and v read the same). expert: -1 for none, and rows are then those of [first_row, ...).
+  /// What the linear layers of a role read (q, k and v read the same). Row r is token first_row + r, or first_row + rows.places[r] of an expert's
+  /// (expert: -1 for none).
   virtual void linear_input(int layer, Role role, int expert, std::size_t first_row, const Rows& rows);
   virtual void block_output(int layer, const Rows& rows);
   /// For shares of attention; null: not wanted.

@@ -194,7 +194,9 @@ class SoftmaxAttention final : public Mixer {
       std::fill(of_row, of_row + from, 0.0F);
       math::softmax(of_row + from, to - from);
       std::fill(of_row + to, of_row + keys, 0.0F);
-      if (tap != nullptr) tap->attention(run_index, key_head * group_ + row / queries, token, visible.first, {of_row + from, to - from});
+      if (tap == nullptr) continue;
+      tap->change(visible.first, {of_row + from, to - from});
+      tap->attention(run_index, key_head * group_ + row / queries, token, visible.first, {of_row + from, to - from});
     }
     if (is_small) {
       std::fill(mixed.begin(), mixed.end(), 0.0F);

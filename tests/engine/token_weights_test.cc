@@ -10,6 +10,7 @@
 #include "engine/attention_received.h"
 #include "engine/block_pass.h"
 #include "engine/running_model.h"
+#include "model/tiny_networks.h"
 
 // What tokens receive of attention, and statistics in which they count unequally, against sums over single sequences in double.
 namespace weft::engine {
@@ -103,7 +104,8 @@ class Rows final : public BlockTap {
   void linear_input(int, Role role, int expert, std::size_t first_row, const model::Rows& rows) override {
     auto& all = inputs[input_point(role, expert)];
     for (std::size_t r = 0; r < rows.num_rows; ++r)
-      all.emplace_back(first_token_ + first_row + r, std::vector<float>(rows.row(r), rows.row(r) + rows.num_columns));
+      all.emplace_back(first_token_ + first_row + (rows.places == nullptr ? r : rows.places[r]),
+                       std::vector<float>(rows.row(r), rows.row(r) + rows.num_columns));
   }
   std::map<InputPoint, std::vector<std::pair<std::size_t, std::vector<float>>>> inputs;
 
@@ -146,6 +148,40 @@ TEST(TokenWeightsOfStatistics, count_each_token_in_products_and_not_in_sums) {
     const std::vector<InputStatistics> alike = block.statistics(request);
     for (std::size_t p = 0; p < plain.size(); ++p) EXPECT_EQ(alike[p].gram, plain[p].gram);
   });
+}
+
+TEST(TokenWeightsOfStatistics, follow_tokens_to_their_experts) {
+  for (const model::Architecture& architecture : model::architectures()) {
+    if (architecture.name != "mixtral") continue;
+    Json config = testing::tiny_config(architecture);
+    config.set("num_experts_per_tok", Json(1));
+    const testing::Tiny tiny = testing::tiny("mixtral", std::move(config));
+    ModelFiles files;
+    files.checkpoint = tiny.checkpoint;
+    files.config = tiny.config;
+    RunningModel model(std::move(files), {});
+    const auto tokens = tokens_of({600, 300, 9}, 20);
+    const auto weights = weights_for(*tokens);
+    BlockPass pass(model, tokens, {});
+    (void)pass.run([&](Block& block) {
+      StatisticsRequest request;
+      request.gram = true;
+      request.token_weights = weights;
+      std::vector<double> experts, all;
+      std::size_t num_experts = 0;
+      for (const InputStatistics& own : block.statistics(request)) {
+        if (own.point.role == Role::router) all = own.gram;
+        if (own.point.role != Role::up || own.num_tokens == 0) continue;
+        ++num_experts;
+        experts.resize(own.gram.size());
+        for (std::size_t i = 0; i < experts.size(); ++i) experts[i] += own.gram[i];
+      }
+      // Each token goes to one expert, which reads what the router reads.
+      ASSERT_GT(num_experts, 1U);
+      ASSERT_EQ(experts.size(), all.size());
+      for (std::size_t i = 0; i < all.size(); ++i) EXPECT_NEAR(experts[i], all[i], 1e-4 * (1 + std::fabs(all[i]))) << i;
+    });
+  }
 }
 
 }  // namespace
