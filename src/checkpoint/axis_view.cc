@@ -297,14 +297,13 @@ class AxisView final : public Checkpoint {
 }  // namespace
 
 TensorRef change_axes(const TensorRef& tensor, std::vector<AxisStep> steps) {
+  // Over a whole model's selection, every view would hold all of its files, and those of the next such selection all of theirs.
   TensorRef source = without_renames(tensor);
   if (const auto* view = dynamic_cast<const AxisView*>(source.checkpoint.get())) {
     std::vector<AxisStep> all = view->steps();
     all.insert(all.end(), std::make_move_iterator(steps.begin()), std::make_move_iterator(steps.end()));
     steps = std::move(all);
     source = view->source();
-  } else {
-    source = tensor;
   }
   const auto made = std::make_shared<AxisView>(std::move(source), tensor.tensor->name, std::move(steps));
   return {made, &made->tensors().front()};

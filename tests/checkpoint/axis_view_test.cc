@@ -1,5 +1,6 @@
 #include "checkpoint/axis_view.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "checkpoint/tensor_view.h"
@@ -114,6 +115,19 @@ TEST(AxisView, steps_on_a_renamed_view_join_its_own_and_round_once) {
   const TensorRef both = change_axes({renamed, &renamed->tensors().front()}, {taken(1, {}, {3, 3})});
   EXPECT_EQ(both.tensor->name, "u");
   EXPECT_EQ(read(both), (std::vector<float>{1, 3}));
+}
+
+TEST(AxisView, steps_over_selections_behind_each_other_hold_the_files_that_there_are) {
+  std::vector<MemoryCheckpoint::Tensor> made;
+  for (int i = 0; i < 30; ++i) made.push_back({fmt::format("t{}", i), DType::f32, {2}, testing::stored_as(DType::f32, {1, 2})});
+  std::shared_ptr<const Checkpoint> model = std::make_shared<MemoryCheckpoint>(std::move(made));
+  // Another tensor each time, as when spaces are changed one after the other.
+  for (int i = 0; i < 30; ++i) {
+    const TensorRef changed = change_axes({model, &model->tensor(fmt::format("t{}", i))}, {taken(0, {1, 0}, {1, 3})});
+    model = overlay_tensors(model, {changed});
+  }
+  EXPECT_LE(model->files().size(), 31U);
+  EXPECT_EQ(read({model, &model->tensor("t7")}), (std::vector<float>{2, 3}));
 }
 
 TEST(AxisView, types_that_cannot_hold_the_result_are_refused) {
