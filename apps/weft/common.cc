@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <limits>
 
 #include "base/text.h"
@@ -109,6 +110,14 @@ DType dtype_argument(const std::string& text, const std::string& option) {
   const auto nearest = nearest_name(text, names);
   throw Error(ErrorCode::invalid_argument, "unknown type '" + printable(text) + "'", {.key = option},
               nearest ? "did you mean " + *nearest + "?" : "such as float32, bfloat16 or float16");
+}
+
+double real_argument(const std::string& text, const char* option) {
+  double value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size())
+    throw Error(ErrorCode::invalid_argument, fmt::format("{} takes a number, got '{}'", option, printable(text)), {.key = option});
+  return value;
 }
 
 int report_error(const Error& error, bool json) {

@@ -70,6 +70,9 @@ class Console {
 /// The dtype that an option names. Throws invalid_argument with the nearest name.
 [[nodiscard]] DType dtype_argument(const std::string& text, const std::string& option);
 
+/// Throws invalid_argument for what is no number.
+[[nodiscard]] double real_argument(const std::string& text, const char* option);
+
 /// Reports an error as people (stderr) or programs (stdout, JSON) want it; returns the exit status.
 int report_error(const Error& error, bool json);
 

@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <limits>
 #include <memory>
 
 #include "base/text.h"
@@ -25,6 +27,8 @@ struct Arguments {
   std::uint64_t stride = 0;
   std::uint64_t windows = 0;
   bool bos = false;
+  ActivationOptions activations;
+  std::uint64_t ranges = 0;
 };
 
 Json interval_json(const std::array<double, 2>& interval) { return Json(Json::Array{Json(interval[0]), Json(interval[1])}); }
@@ -35,7 +39,14 @@ Json warnings_json(const std::vector<std::string>& warnings) {
   return Json(std::move(list));
 }
 
-Json texts_json(const PerplexityReport& report) {
+Json activations_json(const ActivationOptions& activations) {
+  Json::Object entry{{"clip", Json(activations.clip)}, {"ranges", Json(static_cast<std::uint64_t>(activations.ranges))}};
+  if (!activations.numbers.empty()) entry.emplace_back("numbers", Json(activations.numbers));
+  if (!activations.shares.empty()) entry.emplace_back("shares", Json(activations.shares));
+  return Json(std::move(entry));
+}
+
+Json texts_json(const PerplexityReport& report, const ActivationOptions& activations) {
   Json::Array texts;
   for (const TextScore& text : report.texts) {
     Json::Array windows;
@@ -54,13 +65,13 @@ Json texts_json(const PerplexityReport& report) {
     }
     texts.emplace_back(std::move(entry));
   }
-  return Json(Json::Object{
-      {"protocol",
-       Json(Json::Object{
-           {"window", Json(report.window)}, {"stride", Json(report.stride)}, {"bos", Json(report.bos)}, {"num_windows", Json(report.num_windows)}})},
-      {"texts", Json(std::move(texts))},
-      {"tokens_per_second", Json(report.tokens_per_second)},
-      {"warnings", warnings_json(report.warnings)}});
+  Json::Object protocol{
+      {"window", Json(report.window)}, {"stride", Json(report.stride)}, {"bos", Json(report.bos)}, {"num_windows", Json(report.num_windows)}};
+  if (!activations.numbers.empty() || !activations.shares.empty()) protocol.emplace_back("activations", activations_json(activations));
+  return Json(Json::Object{{"protocol", Json(std::move(protocol))},
+                           {"texts", Json(std::move(texts))},
+                           {"tokens_per_second", Json(report.tokens_per_second)},
+                           {"warnings", warnings_json(report.warnings)}});
 }
 
 int run_texts(const Arguments& arguments, Console& console) {
@@ -70,12 +81,14 @@ int run_texts(const Arguments& arguments, Console& console) {
   options.stride = arguments.stride;
   options.num_windows = arguments.windows;
   options.bos = arguments.bos;
+  options.activations = arguments.activations;
+  options.activations.ranges = static_cast<int>(std::min<std::uint64_t>(arguments.ranges, std::numeric_limits<int>::max()));
   std::vector<std::filesystem::path> files(arguments.texts.begin(), arguments.texts.end());
   files.insert(files.end(), arguments.more_texts.begin(), arguments.more_texts.end());
   const PerplexityReport report = evaluate_texts(with_overlays(arguments.model, arguments.running), files, arguments.against, options);
   console.finish();
   if (arguments.running.common.json) {
-    print_json(texts_json(report));
+    print_json(texts_json(report, options.activations));
     return 0;
   }
   if (arguments.running.common.quiet) return 0;
@@ -163,6 +176,9 @@ int run_eval(const Arguments& arguments) {
   if (!arguments.more_texts.empty() && arguments.texts.empty())
     throw Error(ErrorCode::invalid_argument, fmt::format("'{}' is one argument too many", printable(arguments.more_texts.front())), {},
                 "texts stand behind --text");
+  const ActivationOptions& activations = arguments.activations;
+  if (arguments.texts.empty() && (!activations.numbers.empty() || !activations.shares.empty() || arguments.ranges != 0))
+    throw Error(ErrorCode::invalid_argument, "what rounded activations cost is measured on texts", {.key = "--activations"}, "give --text FILE");
   if (images) return run_images(arguments, console);
   return arguments.choices.empty() ? run_texts(arguments, console) : run_choices(arguments, console);
 }
@@ -198,6 +214,29 @@ Command eval_command() {
   command.number({"--windows"}, arguments->windows, "windows of each text").default_text = "all";
   command.flag({"--bos"}, arguments->bos, "put the token that begins a text before each window; the same tokens are scored");
   command.path({"--against"}, "MODEL", arguments->against, "another model to compare with, token by token");
+  command.group("Rounded activations");
+  ActivationOptions& activations = arguments->activations;
+  command
+      .value({"--activations"}, "T", activations.numbers,
+             "round what linear layers read, to see what it costs: int8, int4, ... or fp8, with a scale for each token; int4:32 for each 32 of its "
+             "channels")
+      .default_text = "none";
+  command
+      .custom({"--activation-clip"}, "X", "share of the largest value that a scale reaches",
+              [&activations](const std::string& given) { activations.clip = real_argument(given, "--activation-clip"); })
+      .default_text = "1";
+  command
+      .number({"--activation-ranges"}, arguments->ranges,
+              "ranges that stay, for so many groups of a layer's channels, seen on --calibration; 1: one for all")
+      .default_text = "scales of tokens";
+  Option& calibration = command.custom({"--calibration"}, "FILE", "a text, or .jsonl of documents; may be given again",
+                                       [&activations](const std::string& file) { activations.text.files.emplace_back(file); });
+  calibration.kind = ValueKind::path;
+  calibration.repeated = true;
+  command.number({"--sequences", "--samples"}, activations.text.num_sequences, "how many are taken from it").default_text = "128";
+  command.number({"--length"}, activations.text.length, "tokens of a sequence").default_text = "256";
+  command.value({"--attention-shares"}, "T", activations.shares, "round shares of attention: log4 to powers of two, int4 to even steps; 1 to 6 bits")
+      .default_text = "none";
   command.group("Multiple choice");
   command.path({"--choices"}, "FILE", arguments->choices, R"(JSON lines {"prompt": "...", "choices": ["...", ...], "answer": 0})");
   command.group("Images");

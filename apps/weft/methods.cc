@@ -139,7 +139,7 @@ Command methods_command() {
   Option& which = command.positional("NAME", arguments->which, "a family of methods, or one method");
   which.required = false;
   which.kind = ValueKind::choice;
-  which.choices = {"merge", "quantize"};
+  which.choices = {"eval", "merge", "quantize"};
   for (const MethodDescription& method : list_methods()) which.choices.push_back(method.name);
   add_print_options(command, arguments->common);
   command.run = [arguments] { return run_methods(*arguments); };

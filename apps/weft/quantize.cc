@@ -133,14 +133,6 @@ std::uint64_t size_of_model(const std::string& model, const OpenOptions& how) {
   return size_bytes;
 }
 
-double real_argument(const std::string& text, const char* option) {
-  double value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size())
-    throw Error(ErrorCode::invalid_argument, fmt::format("{} takes a number, got '{}'", option, printable(text)), {.key = option});
-  return value;
-}
-
 /// The options of folders.
 void add_linear_options(Command& command, const std::shared_ptr<Arguments>& arguments) {
   LinearQuantization& linear = arguments->options.linear;

@@ -8,9 +8,21 @@
 #include <string_view>
 #include <vector>
 
+#include "weft/calibrate.h"
 #include "weft/forward.h"
 
 namespace weft {
+
+/// Rounds what linear layers read (not routers, not the head), to see what a quantizer of activations would cost: nothing is faster for it.
+struct ActivationOptions {
+  /// "int8", "int4", any from int2 to int16 (symmetric), or "fp8" (E4M3), with a scale for each token; ":N" behind it: for each N channels of a
+  /// token. Empty: what layers read stays as it is.
+  std::string numbers;
+  double clip = 1;     ///< of the largest value under a scale: what is beyond becomes the largest number
+  int ranges = 0;      ///< of each layer, for so many groups of channels with ranges alike on `text` (DGQ), which stay; 1: one; 0: scales as above
+  std::string shares;  ///< of attention: "log4", powers of two of the largest, the first key's left out, or "int4", even steps; 1 to 6 bits
+  CalibrationText text;
+};
 
 /// How a text is scored: encoded whole, cut into windows of `window` tokens that begin `stride` tokens apart, each run alone. Of the first all tokens
 /// but the first count; of a later one those that the window before did not reach (all but the first where none overlap). Only full windows.
@@ -19,6 +31,7 @@ struct PerplexityOptions : RunOptions {
   std::uint64_t stride = 0;       ///< 0: the window
   std::uint64_t num_windows = 0;  ///< of each text; 0: all
   bool bos = false;               ///< the tokenizer's first token stands before each window; the same tokens count
+  ActivationOptions activations;  ///< of the model, not of the one that it is compared with
 };
 
 /// How near a model is to another, token by token of the same text.

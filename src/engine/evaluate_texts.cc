@@ -11,6 +11,7 @@
 
 #include "base/file.h"
 #include "base/text.h"
+#include "engine/activation_rounding.h"
 #include "engine/intervals.h"
 #include "engine/running_model.h"
 #include "math/neural.h"
@@ -209,7 +210,7 @@ Closeness closeness_of(std::span<const WindowScore> scores, std::span<const Wind
 PerplexityReport evaluate_texts(std::string_view model_name, std::span<const std::filesystem::path> texts, std::string_view against,
                                 const PerplexityOptions& options) {
   if (texts.empty()) throw Error(ErrorCode::invalid_argument, "no text is given", {.key = "--text"}, "name one file or more");
-  RunningModel running(model_name, options);
+  RunningModel running(model_name, options, engine::make_activation_rounding(model_name, options.activations, options));
   std::unique_ptr<RunningModel> other;
   if (!against.empty()) other = std::make_unique<RunningModel>(against, options);
   for (RunningModel* each : {&running, other.get()})

@@ -104,23 +104,41 @@ MethodDescription describe(const QuantizeStep& step) {
   return d;
 }
 
+/// What weft eval rounds: activations, of which no format holds anything.
+MethodDescription channel_groups() {
+  MethodDescription d;
+  d.name = "dgq";
+  d.family = "eval";
+  d.summary = "ranges of activations that stay, for groups of channels with ranges alike, and shares of attention as powers of two";
+  d.paper = "github.com/ugonfor/DGQ";
+  d.parameters.push_back({"activation-ranges", "integer", "global", 8, false, "1..256", "groups of each layer's channels; 1: one range for all"});
+  d.parameters.push_back({"activations", "text", "global", std::nullopt, true, "int2..int16, fp8", "the numbers"});
+  d.parameters.push_back({"attention-shares", "text", "global", std::nullopt, false, "log1..log6, int1..int6", "of shares of attention"});
+  d.models = "1";
+  d.base = "none";
+  d.calibration = true;
+  d.determinism = "B";
+  d.formats = {"none"};
+  return d;
+}
+
 }  // namespace
 
 std::vector<MethodDescription> list_methods(std::string_view family) {
-  if (!family.empty() && family != "merge" && family != "quantize") {
-    throw Error(ErrorCode::invalid_argument, fmt::format("there is no family of methods called '{}'", family), {}, "families: merge, quantize");
+  if (!family.empty() && family != "merge" && family != "quantize" && family != "eval") {
+    throw Error(ErrorCode::invalid_argument, fmt::format("there is no family of methods called '{}'", family), {}, "families: eval, merge, quantize");
   }
   std::vector<MethodDescription> all;
   for (const QuantizeStep& step : quantize_steps()) all.push_back(describe(step));
   for (const merge::Method& m : merge::methods()) all.push_back(describe(m));
+  all.push_back(channel_groups());
   all.push_back(regression("regmean", "the linear layers that best reproduce each model's answers to its own inputs", "arXiv:2212.09849"));
   all.push_back(regression("regmean_plusplus", "the same, on inputs that came through the merged layers before", "arXiv:2508.03121"));
   std::erase_if(all, [&](const MethodDescription& method) { return !family.empty() && method.family != family; });
   for (MethodDescription& method : all)
     if (method.formats.empty()) method.formats = {"safetensors", "gguf"};
-  std::sort(all.begin(), all.end(), [](const MethodDescription& a, const MethodDescription& b) {
-    return a.family != b.family ? a.family < b.family : a.name < b.name;
-  });
+  std::sort(all.begin(), all.end(),
+            [](const MethodDescription& a, const MethodDescription& b) { return a.family != b.family ? a.family < b.family : a.name < b.name; });
   return all;
 }
 

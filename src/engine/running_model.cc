@@ -85,14 +85,17 @@ std::optional<Json> ModelFiles::json_file(std::string_view name) const {
   return read_json_file(file);
 }
 
-RunningModel::RunningModel(std::string_view model, const RunOptions& options) : RunningModel(open_model_files(model), options) {}
+RunningModel::RunningModel(std::string_view model, const RunOptions& options, std::shared_ptr<const model::ActivationRounding> rounding)
+    : RunningModel(open_model_files(model), options, std::move(rounding)) {}
 
-RunningModel::RunningModel(ModelFiles files, const RunOptions& options) : options_(options), files_(std::move(files)) {
+RunningModel::RunningModel(ModelFiles files, const RunOptions& options, std::shared_ptr<const model::ActivationRounding> rounding)
+    : options_(options), files_(std::move(files)) {
   network_ = std::make_unique<model::Network>(files_.checkpoint, files_.config,
                                               model::NetworkOptions{.precision = options.precision,
                                                                     .threads = options.threads,
                                                                     .memory_bytes = options.memory_bytes,
-                                                                    .allow_non_finite = options.allow_non_finite});
+                                                                    .allow_non_finite = options.allow_non_finite,
+                                                                    .rounding = std::move(rounding)});
   for (const std::string& warning : files_.checkpoint->warnings()) warn(warning);
   for (const std::string& warning : files_.warnings) warn(warning);
   for (const std::string& warning : network_->warnings()) warn(warning);

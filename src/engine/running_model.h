@@ -38,8 +38,9 @@ struct ModelFiles {
 
 class RunningModel {
  public:
-  RunningModel(std::string_view model, const RunOptions& options);
-  RunningModel(ModelFiles files, const RunOptions& options);
+  /// rounding: of what its linear layers read; null: none.
+  RunningModel(std::string_view model, const RunOptions& options, std::shared_ptr<const model::ActivationRounding> rounding = nullptr);
+  RunningModel(ModelFiles files, const RunOptions& options, std::shared_ptr<const model::ActivationRounding> rounding = nullptr);
 
   [[nodiscard]] model::Network& network() noexcept { return *network_; }
   [[nodiscard]] const model::NetworkConfig& config() const noexcept { return network_->config(); }

@@ -251,6 +251,25 @@ TEST(EvalCommand, a_gguf_file_reads_and_scores_as_the_folder_that_it_was_made_fr
   EXPECT_EQ(number(a, "num_bytes"), number(b, "num_bytes"));
 }
 
+TEST(EvalCommand, rounded_activations_cost_something_and_are_named_in_the_protocol) {
+  const TemporaryFolder folder;
+  const std::string text = write_file(folder / "text", some_text(100));
+  const auto run = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), {"eval", kModel, "--text", text, "--window", "64", "--windows", "3", "--against", kModel, "--json"});
+    return json_of(run_weft(more));
+  };
+  const Json plain = run({}), rounded = run({"--activations", "int4", "--activation-clip", "0.9"});
+  EXPECT_EQ(plain.find("protocol")->find("activations"), nullptr);
+  EXPECT_EQ(*rounded.find("protocol")->find("activations")->find("numbers")->string(), "int4");
+  EXPECT_GT(number(rounded.find("texts")->array()->front(), "kl_mean"), 1e-3) << "the other model is not rounded";
+  const Json ranges = run({"--activations", "int8", "--activation-ranges", "8", "--calibration",
+                           (fs::path(WEFT_SOURCE_DIR) / "claims/text/english.txt").string(), "--sequences", "4", "--length", "64"});
+  EXPECT_EQ(number(*ranges.find("protocol")->find("activations"), "ranges"), 8);
+  EXPECT_LT(number(ranges.find("texts")->array()->front(), "kl_mean"), number(rounded.find("texts")->array()->front(), "kl_mean"));
+  EXPECT_NE(run_weft({"eval", kModel, "--text", text, "--activations", "int4x"}).err.find("int2 to int16"), std::string::npos);
+  EXPECT_NE(run_weft({"eval", kModel, "--choices", text, "--activations", "int4"}).err.find("measured on texts"), std::string::npos);
+}
+
 TEST(EvalCommand, texts_that_cannot_be_scored_are_refused) {
   const TemporaryFolder folder;
   const CommandResult empty = run_weft({"eval", kModel, "--text", write_file(folder / "empty", "")});
