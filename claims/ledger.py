@@ -148,11 +148,11 @@ class Lab:
             self.known[key] = out
         return self.known[key]
 
-    def windows_of(self, model, text, windows=100):
-        """Nats a token in each window."""
-        key = ('windows', model, text, windows)
+    def windows_of(self, model, text, windows=100, rounding=()):
+        """Nats a token in each window; rounding: options of weft eval that round activations."""
+        key = ('windows', model, text, windows, rounding)
         if key not in self.known:
-            report = self.run('eval', model, '--text', self.text(text), '--window', 256, '--windows', windows)
+            report = self.run('eval', model, '--text', self.text(text), '--window', 256, '--windows', windows, *rounding)
             self.known[key] = report['texts'][0]['window_nll']
         return self.known[key]
 
@@ -164,16 +164,32 @@ class Lab:
             self.known[key] = report['texts'][0]['kl_mean']
         return self.known[key]
 
-    def lost(self, model, text='english', original='lm/base', of=1.0, less=None):
+    def lost(self, model, text='english', original='lm/base', of=1.0, less=None, rounding=(), less_rounding=None):
         """What a model loses a token against the original, in nats, less `of` times what another loses: (mean, half of the 95 % interval), window
-        by window."""
+        by window. rounding: of the activations of both, less_rounding: of the other's."""
         before = self.windows_of(self.model(original), text)
-        own = [a - b for a, b in zip(self.windows_of(model, text), before)]
+        own = [a - b for a, b in zip(self.windows_of(model, text, rounding=rounding), before)]
         if less is not None:
-            own = [a - of * (b - c) for a, b, c in zip(own, self.windows_of(less, text), before)]
+            others = self.windows_of(less, text, rounding=rounding if less_rounding is None else less_rounding)
+            own = [a - of * (b - c) for a, b, c in zip(own, others, before)]
         mean = sum(own) / len(own)
         spread = (sum((x - mean) ** 2 for x in own) / (len(own) - 1) / len(own)) ** 0.5
         return mean, 1.984 * spread  # Student's t at 99 degrees of freedom
+
+    def loud(self, model, width):
+        """The same function with outliers: four channels of what attention and feed-forward parts read are 30 times as loud, and what reads them a
+        thirtieth."""
+        key = ('loud', model)
+        if key not in self.known:
+            header = "{'descr': '<f8', 'fortran_order': False, 'shape': (%d,), }" % width
+            header += ' ' * (-(len(header) + 11) % 64) + '\n'
+            factors = [30.0 if i in (17, 90, 141, 230) else 1.0 for i in range(width)]
+            file = pathlib.Path(self.place() + '.npy')
+            file.write_bytes(b'\x93NUMPY\x01\x00' + struct.pack('<H', len(header)) + header.encode() + struct.pack(f'<{width}d', *factors))
+            out = self.place()
+            self.run('edit', self.model(model), out, '--cast', '.=float32', '--scale', f'attention_in.*={file}', '--scale', f'mlp_in.*={file}')
+            self.known[key] = out
+        return self.known[key]
 
     def search(self, recipe, seed):
         """weft search, its result applied: the report, with the merged model's folder in report['applied']['output']."""

@@ -1,18 +1,12 @@
-METHODS = ['rotate+gptq', 'rotate+rtn']
+METHODS = ['rotate+gptq', 'gptq']
 PAPER = 'arXiv:2404.00456'
 CLAIM = 'At 3 bits a row, GPTQ on the rotated model loses less than GPTQ on the model as it is, beyond the interval of the paired difference.'
 NEEDS = ['lm/base', 'text/held', 'text/calibration.txt']
 
 
 def measure(lab):
-    base, text = lab.model('lm/base'), lab.text('english')
-    numbers, models = {}, {}
-    for method in ('gptq', 'rotate+gptq'):
-        models[method] = lab.place()
-        report = lab.run('quantize', base, models[method], '--format', 'gptq', '--bits', 3, '--group', 0, '--method', method, '--calibration',
-                         lab.zoo / 'text/calibration.txt', '--eval', text, '--eval-window', 256, '--eval-windows', lab.windows)['details']
-        numbers[f'rise of loss, {method}'] = report['eval'][0]['delta_nll']
-        numbers[f'KL, {method}'] = report['eval'][0]['kl_mean']
-    paired = lab.run('eval', models['rotate+gptq'], '--text', text, '--window', 256, '--windows', lab.windows, '--against', models['gptq'])['texts'][0]
-    numbers['rotated less plain'], numbers['its upper end (95 %)'] = paired['delta_nll'], paired['delta_ci95'][1]
-    return paired['delta_ci95'][1] < 0, numbers
+    three = ('--bits', 3, '--group', 0)
+    plain, rotated = lab.quantized('gptq', *three), lab.quantized('rotate+gptq', *three)
+    beside, base = lab.lost(rotated, less=plain), lab.model('lm/base')
+    return beside[0] + beside[1] < 0, {'nats lost, gptq': lab.lost(plain), 'rotate+gptq': lab.lost(rotated), 'rotated less plain': beside,
+                                       'divergence, gptq': lab.divergence(plain, base), 'rotated': lab.divergence(rotated, base)}
