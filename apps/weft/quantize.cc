@@ -183,8 +183,10 @@ void add_linear_options(Command& command, const std::shared_ptr<Arguments>& argu
   command.number({"--sequences", "--samples"}, linear.calibration.num_sequences, "how many are taken from it").default_text = "128";
   command.number({"--length"}, linear.calibration.length, "tokens of a sequence").default_text = "256";
   real("--damping", linear.damping, "share of the mean that is added to the inputs' second moment", "0.05");
-  choice("--order", "ORDER", linear.order, "of columns: static takes the loudest first, dynamic has groups follow them, none takes them as stored",
-         {"static", "dynamic", "none"}, "static");
+  choice("--order", "ORDER", linear.order,
+         "of columns: groups takes the loudest group first and finds its scales then; static the loudest columns, with scales found before; dynamic "
+         "has groups follow them, none takes them as stored",
+         {"groups", "static", "dynamic", "none"}, "static");
   real("--drift", linear.drift, "of gptaq: share of what earlier layers changed that is made good", "0.25");
   real("--smoothing", linear.smoothing, "of smooth: 0 leaves activations as they are, 1 makes them all alike", "0.5");
   command.number({"--rank"}, arguments->rank, "of lorc").default_text = "8";

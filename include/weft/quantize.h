@@ -31,7 +31,7 @@ struct LinearQuantization {
   std::optional<bool> symmetric;  ///< without zero points; absent: what the format usually has
   std::string search;             ///< of scales: none, shrink, least-squares; empty: shrink where errors are made good, else none
   double damping = 0.05;          ///< share of the mean added to the inputs' second moment
-  std::string order = "static";   ///< of columns: static (loudest first, groups as they are stored), dynamic (groups follow), none
+  std::string order = "static";   ///< of columns: groups, static, dynamic, none; docs/command-line.md says what each is
   double drift = 0.25;            ///< of gptaq
   double smoothing = 0.5;         ///< of smooth
   std::int64_t rank = 8;          ///< of lorc

@@ -933,8 +933,12 @@ class Own final : public Packed {
       zero_ = static_cast<float>(*zero->number());
     }
     if (zeros_ != nullptr && zeros_->dtype == DType::i32) {
-      const Shape packed = {groups[0], static_cast<std::int64_t>(codec::words_for(static_cast<std::uint64_t>(groups[1]), bits_, WordForm::stream))};
-      need(zeros_->shape == packed, checkpoint, *zeros_, to_string(packed));
+      // In one stream; older files begin a word for each row of groups.
+      const auto words_of_zeros = [&](std::int64_t count) {
+        return static_cast<std::int64_t>(codec::words_for(static_cast<std::uint64_t>(count), bits_, WordForm::stream));
+      };
+      const Shape stream = {words_of_zeros(groups[0] * groups[1])}, by_row = {groups[0], words_of_zeros(groups[1])};
+      need(zeros_->shape == stream || zeros_->shape == by_row, checkpoint, *zeros_, to_string(stream));
     } else if (zeros_ != nullptr) {
       need(is_scale_type(zeros_->dtype) && zeros_->shape == groups, checkpoint, *zeros_, to_string(groups));
     }
@@ -1048,6 +1052,18 @@ class Own final : public Packed {
   /// Of each group of these rows; empty: one for all.
   [[nodiscard]] std::vector<float> zeros_of(const Checkpoint& checkpoint, std::int64_t first, std::int64_t count, std::size_t groups) const {
     if (zeros_ == nullptr) return {};
+    if (zeros_->dtype == DType::i32 && zeros_->shape.size() == 1) {
+      // From the last whole number of words before the first that is asked for.
+      constexpr std::int64_t kTogether = 32;
+      const auto width = static_cast<std::int64_t>(groups);
+      const std::int64_t begin = first * width / kTogether * kTogether, end = (first + count) * width;
+      const auto wanted = static_cast<std::size_t>(end - begin);
+      const auto num_words = static_cast<std::int64_t>(codec::words_for(wanted, bits_, WordForm::stream));
+      const std::vector<std::uint32_t> words = words_of(read_rows(checkpoint, *zeros_, begin / kTogether * bits_, num_words));
+      std::vector<std::uint8_t> values(wanted);
+      codec::unpack_words(words.data(), 1, wanted, bits_, WordForm::stream, values.data(), 1);
+      return {values.begin() + (first * width - begin), values.end()};
+    }
     const std::vector<std::byte> bytes = read_rows(checkpoint, *zeros_, first, count);
     if (zeros_->dtype != DType::i32) return scales_of(checkpoint, *zeros_, bytes);
     const std::vector<std::uint32_t> words = words_of(bytes);

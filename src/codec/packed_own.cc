@@ -55,15 +55,12 @@ std::vector<StoredTensor> write_own(const QuantizedLinear& linear, DType weight_
   const bool integers = std::all_of(linear.zeros.begin(), linear.zeros.end(),
                                     [middle](float other) { return other >= 0 && other < 2 * middle && other == std::floor(other); });
   if (!one_zero && integers) {
-    const auto groups = static_cast<std::size_t>(linear.num_groups()), row_groups = static_cast<std::size_t>(linear.num_row_groups());
-    const std::size_t zero_words = words_for(groups, linear.bits, WordForm::stream);
-    std::vector<std::uint32_t> packed(row_groups * zero_words);
-    std::vector<std::uint8_t> of_row(groups);
-    for (std::size_t r = 0; r < row_groups; ++r) {
-      for (std::size_t g = 0; g < groups; ++g) of_row[g] = static_cast<std::uint8_t>(linear.zeros[r * groups + g]);
-      pack_words(of_row.data(), 1, groups, linear.bits, WordForm::stream, packed.data() + r * zero_words, 1);
-    }
-    out.push_back(elements<std::uint32_t>("weight_zeros", DType::i32, {linear.num_row_groups(), static_cast<std::int64_t>(zero_words)}, packed));
+    // Of all rows in one stream: a word of its own for the few of each row would waste up to half of what they take.
+    std::vector<std::uint8_t> values(linear.zeros.size());
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<std::uint8_t>(linear.zeros[i]);
+    std::vector<std::uint32_t> packed(words_for(values.size(), linear.bits, WordForm::stream));
+    pack_words(values.data(), 1, values.size(), linear.bits, WordForm::stream, packed.data(), 1);
+    out.push_back(elements<std::uint32_t>("weight_zeros", DType::i32, {static_cast<std::int64_t>(packed.size())}, packed));
   } else if (!one_zero) {
     out.push_back(floats("weight_zeros", linear.scale_type, {linear.num_row_groups(), linear.num_groups()}, linear.zeros));
   }

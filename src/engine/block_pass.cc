@@ -289,6 +289,8 @@ std::vector<float> Block::values(std::string_view name, Stream stream) const {
   const model::BlockTensor& found = tensor(name);
   if (stream == Stream::changed)
     if (const auto changed = changed_.find(name); changed != changed_.end()) return changed->second;
+  if (stream == Stream::original)
+    if (const auto changed = original_changed_.find(name); changed != original_changed_.end()) return changed->second;
   return read_values(*pass_.model_.files().checkpoint, *found.tensor);
 }
 
@@ -335,14 +337,26 @@ void Block::reset(std::string_view name) {
   }
 }
 
+void Block::take_as_original() {
+  may_change();
+  if (!pass_.original_ || changed_.empty()) return;
+  if (original_advanced_) throw Error(ErrorCode::internal, "a block is changed after its last look");
+  original_changed_ = changed_;
+  original_.reset();
+  held(Stream::original) = {};
+}
+
 void Block::may_change() const {
   if (advanced_) throw Error(ErrorCode::internal, "a block is changed after its last look");
 }
 
 const model::BlockWeights& Block::weights(Stream stream) {
   const auto layer = static_cast<std::size_t>(layer_);
-  if (stream == Stream::original && !changed_.empty()) {
-    if (!original_) original_ = std::make_unique<model::BlockWeights>(pass_.network_.read_block(layer));
+  if (stream == Stream::original && pass_.original_ && !(changed_.empty() && original_changed_.empty())) {
+    if (!original_) {
+      const ChangedTensors changed(tensors_, original_changed_);
+      original_ = std::make_unique<model::BlockWeights>(pass_.network_.read_block(layer, original_changed_.empty() ? nullptr : &changed));
+    }
     return *original_;
   }
   if (!now_) {
@@ -353,7 +367,7 @@ const model::BlockWeights& Block::weights(Stream stream) {
 }
 
 Activations& Block::activations(Stream stream) const {
-  if (stream == Stream::changed) {
+  if (stream == Stream::changed || (pass_.options_.only_looks && !pass_.original_)) {
     if (advanced_) throw Error(ErrorCode::internal, "a block is run again after its last look");
     return *pass_.changed_;
   }

@@ -35,6 +35,8 @@ struct MadeTensor {
 struct BlockPassOptions : RunOptions {
   /// Keep also the activations that the unchanged model has, beside those behind the blocks as they were changed.
   bool two_streams = false;
+  /// No block is changed but in ways that leave what it gives as it is: one stream is both.
+  bool only_looks = false;
   /// Another model of this kind that embeds a batch of the changed stream; empty: the model itself.
   std::function<model::Network&(const Activations::Batch&)> embed_with;
   /// A folder (made when it is missing) in which finished blocks are kept, so that the same pass goes on where it was stopped. Activations that do
@@ -81,6 +83,9 @@ class Block {
   void set_values(std::string_view name, std::vector<float> values);
   /// Back to what the model has.
   void reset(std::string_view name);
+  /// What was changed so far leaves what the block gives as it is (scales of channels that moved from one tensor to another): the stream of the
+  /// unchanged model runs with it, too, so that both read the same channels on the same scale.
+  void take_as_original();
 
   /// Runs the block over all sequences with its weights as they are now and sums up what its linear layers read. Asking again after a change gives
   /// what they read then. The block runs only as far as the furthest point that is asked for, and, where memory allows, the next look and what
@@ -142,8 +147,9 @@ class Block {
   BlockPass& pass_;
   int layer_;
   std::vector<model::BlockTensor> tensors_;
-  std::map<std::string, std::vector<float>, std::less<>> changed_;  ///< as stored
-  std::unique_ptr<model::BlockWeights> now_, original_;             ///< read when needed
+  std::map<std::string, std::vector<float>, std::less<>> changed_;           ///< as stored
+  std::map<std::string, std::vector<float>, std::less<>> original_changed_;  ///< what take_as_original() found
+  std::unique_ptr<model::BlockWeights> now_, original_;                      ///< read when needed
   std::function<const model::BlockWeights&(const Activations::Batch&)> advance_with_;
   bool advanced_ = false, original_advanced_ = false;  ///< the activations are behind this block already
   Held held_[2];

@@ -26,8 +26,10 @@ class CompensationStep final : public LinearStep {
     if (layer.statistics == nullptr) return;
     const LinearTarget& target = layer.target;
     if (layer.tries) layer.solver.drift = 0;
-    // Layers that read the same share the factor.
-    if (factor_of_ != layer.statistics) {
+    // Layers that read the same share the factor, where groups do not decide its order.
+    const std::int64_t group = layer.solver.order == quantize::Order::by_group ? layer.solver.group : 0;
+    if (factor_of_ != layer.statistics || group_ != group) {
+      group_ = group;
       factor_ = quantize::factorise(layer.statistics->gram, target.columns, layer.solver, layer.statistics->cross);
       factor_of_ = layer.statistics;
       if (factor_.usable && factor_.damping > layer.solver.damping * 1.5)
@@ -48,6 +50,7 @@ class CompensationStep final : public LinearStep {
   double drift_;
   quantize::Factor factor_;
   const InputStatistics* factor_of_ = nullptr;
+  std::int64_t group_ = 0;
 };
 
 }  // namespace

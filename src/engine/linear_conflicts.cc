@@ -18,15 +18,9 @@ struct Conflict {
 
 const std::vector<Conflict>& conflicts() {
   static const std::vector<Conflict> kConflicts = {
-      {{"gptaq", "decoupleq"},
-       {"awq", "smooth", "smoothplus", "dsq"},
-       "inputs whose channels were scaled cannot be compared with those of the unchanged model"},
-      {{"dac"}, {"awq", "smooth", "smoothplus"}, "means of channels that were scaled cannot be compared with those of the unchanged model"},
       {{"pqi"}, {"awq", "smooth", "smoothplus", "dsq"}, "the way from the model to its codes leads through weights of one scale"},
       {{"adadim"}, {"omniquant", "flexround", "lrq", "tune", "adaquant", "decoupleq"}, "groups along outputs are not learned"},
-      {{"halfway"},
-       {"hqq", "decoupleq", "omniquant", "flexround", "lrq", "tune", "adaquant"},
-       "a zero point halfway between two codes is not looked for"},
+      {{"halfway"}, {"hqq", "decoupleq"}, "a zero point halfway between two codes is not looked for"},
       {{"exact", "gwq", "pqi"},
        {"halfway", "hqq", "decoupleq"},
        "what is kept beside the codes needs a code for 0, which such zero points leave out"},

@@ -19,6 +19,7 @@ class DecoupleStep final : public LinearStep {
     quantize::SolverOptions& solver = plan.solver_options;
     // Scales are found here, once groups are what the format has.
     solver.static_groups = true;
+    if (solver.order == quantize::Order::by_group) solver.order = quantize::Order::by_activation;
     solver.format.search = codec::Search::shrink;
     if (plan.options.order == "dynamic") refuse_linear("order", "decoupleq has groups of neighbouring inputs", "leave --order static");
     if (plan.format == LinearFormat::own && plan.integers() && solver.format.zero == codec::Zero::affine) solver.format.zero = codec::Zero::offset;

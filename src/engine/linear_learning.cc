@@ -23,17 +23,8 @@ void refuse_other_numbers(const LinearPlan& plan, std::string_view step) {
   if (!plan.integers()) refuse_linear("method", fmt::format("'{}' learns integer codes", step), "use --numbers int");
   if (plan.is_bitsandbytes())
     refuse_linear("method", fmt::format("bitsandbytes rounds by itself: nothing that '{}' learns is stored", step), "use another format");
-  if (plan.solver_options.format.zero == codec::Zero::offset && plan.solver != "hqq")
-    refuse_linear("method", fmt::format("'{}' learns codes with an integer zero point, which '{}' has none of in this format", step, plan.solver),
-                  "write --format gptq_v2 or compressed-tensors");
-  for (const LinearRule& rule : plan.options.rules)
-    if (rule.method == "hqq")
-      refuse_linear("rule", fmt::format("'{}' learns codes with an integer zero point, which hqq has none of", step), "use rtn or gptq there");
-  for (const std::string& name : split_steps(plan.options.method)) {
-    if (name == "hqq")
-      refuse_linear("method", fmt::format("'{}' learns codes with an integer zero point, which hqq has none of", step), "use rtn or gptq before it");
+  for (const std::string& name : split_steps(plan.options.method))
     if (name == "lorc") refuse_linear("method", fmt::format("'{}' changes the codes whose loss 'lorc' has made good", step), "leave one of them out");
-  }
 }
 
 class BlockLearningStep final : public LinearStep {
@@ -51,7 +42,7 @@ class BlockLearningStep final : public LinearStep {
     options_.steps.gain_rate = number("gains");
     options_.unit_tokens = static_cast<std::size_t>(number("tokens"));
     // From the best range there is less far to go than from the whole one, with which --search none begins.
-    if (plan.options.search.empty()) plan.solver_options.format.search = codec::Search::shrink;
+    if (plan.options.search.empty() && plan.solver != "hqq") plan.solver_options.format.search = codec::Search::shrink;
   }
   [[nodiscard]] bool two_streams(const LinearPlan&) const override { return true; }
   void before_block(LinearPlan&, Block&) override {
@@ -149,7 +140,7 @@ class AdaQuantStep final : public LinearStep {
     steps_ = static_cast<int>(step_parameter(plan.options, "adaquant", "steps"));
     seed_ = plan.options.seed;
     keeps_codes_ = plan.solver != "rtn";
-    if (plan.options.search.empty()) plan.solver_options.format.search = codec::Search::shrink;
+    if (plan.options.search.empty() && plan.solver != "hqq") plan.solver_options.format.search = codec::Search::shrink;
   }
   [[nodiscard]] bool in_sequence() const override { return true; }
   void new_statistics() override { moments_of_ = nullptr; }

@@ -213,9 +213,11 @@ LinearPlan::LinearPlan(const LinearQuantizeOptions& given) : options(given) {
   solver_options.damping = options.damping;
   if (!(options.damping >= 0) || !std::isfinite(options.damping))
     refuse_linear("damping", "the damping must be a number of at least 0", "0.01 is usual");
-  if (options.order != "static" && options.order != "dynamic" && options.order != "none")
-    refuse_linear("order", fmt::format("there is no order '{}'", printable(options.order)), "static, dynamic or none");
-  solver_options.order = options.order == "none" ? quantize::Order::as_stored : quantize::Order::by_activation;
+  if (options.order != "groups" && options.order != "static" && options.order != "dynamic" && options.order != "none")
+    refuse_linear("order", fmt::format("there is no order '{}'", printable(options.order)), "groups, static, dynamic or none");
+  solver_options.order = options.order == "none"     ? quantize::Order::as_stored
+                         : options.order == "groups" ? quantize::Order::by_group
+                                                     : quantize::Order::by_activation;
   solver_options.static_groups = options.order == "static";
   solver_options.format.levels = levels;
   solver_options.format.bits = bits;

@@ -158,6 +158,7 @@ void fold_scales(LinearPlan& plan, Block& block, const ChooseScales& choose_scal
   // What attention reads of values is a mean of them, channel by channel, where each head has its own.
   const auto v = of_role({Role::v}), o = of_role({Role::o});
   if (folds_values(network) && v.size() == 1 && o.size() == 1 && !has_bias(Role::v)) fold_rows(*v.front(), *o.front());
+  block.take_as_original();
 }
 
 namespace {

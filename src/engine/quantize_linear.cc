@@ -357,6 +357,7 @@ class LinearJob {
       open_running();
       BlockPassOptions pass_options;
       static_cast<RunOptions&>(pass_options) = options_;
+      pass_options.only_looks = true;
       BlockPass pass(*running_, tokens_, pass_options);
       static_cast<void>(pass.run([&](Block& block) { weigh_block(block); }));
       for (LinearStep* step : plan_.all_steps()) step->new_statistics();
@@ -392,9 +393,13 @@ class LinearJob {
   void weigh_block(Block& block) {
     count_read(block);
     budget_->look_at_block(block);
+    // As when it is quantized, but for what earlier blocks have lost, and for what is learned once all layers have their codes.
+    for (LinearStep* step : plan_.all_steps()) step->before_block(plan_, block);
     std::vector<InputPoint> points;
     StatisticsRequest request;
     request.gram = true;
+    for (const LinearStep* step : plan_.all_steps()) want(*step, request);
+    request.cross = false;
     std::uint64_t bytes = 0;
     for (const model::BlockTensor* tensor : block.linears()) {
       const LinearTarget* target = plan_.find(tensor->tensor->name);

@@ -43,7 +43,7 @@ struct LinearQuantizeOptions : RunOptions {
   std::optional<bool> symmetric;  ///< absent: what the format usually has
   std::string search;             ///< of scales: none, shrink, least-squares; empty: shrink where errors are made good, else none
   double damping = 0.05;
-  std::string order = "static";   ///< of columns: static (by activation, groups as they are stored), dynamic (groups follow), none
+  std::string order = "static";   ///< of columns: groups, static, dynamic, none; docs/command-line.md says what each is
   double drift = 0.25;            ///< of gptaq
   double smoothing = 0.5;         ///< exponent of smooth
   std::int64_t rank = 8;          ///< of lorc

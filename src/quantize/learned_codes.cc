@@ -39,6 +39,12 @@ float stored_scale(DType type, double scale, float otherwise) {
   return rounded != 0 && std::isfinite(rounded) ? rounded : otherwise;
 }
 
+float stored_zero(DType type, double zero, float otherwise) {
+  const auto value = static_cast<float>(zero);
+  const float rounded = type == DType::f32 ? value : math::decode_one(type, math::encode_one(type, value));
+  return std::isfinite(rounded) ? rounded : otherwise;
+}
+
 }  // namespace
 
 template <typename Real>
@@ -46,9 +52,11 @@ LearnedCodes<Real>::LearnedCodes(std::span<const float> weights, const Quantized
                                  const LearnedOptions& options, std::string_view name)
     : start_(start), solver_(solver), options_(options) {
   WEFT_ASSERT(weights.size() == static_cast<std::size_t>(start.rows * start.columns) && start.codes.size() == weights.size());
-  const bool between = std::any_of(start.zeros.begin(), start.zeros.end(), [](float zero) { return zero != std::nearbyint(zero); });
-  if (between || start.levels != Levels::integer || solver.format.zero == codec::Zero::offset || start.row_group != 1 || start.rank != 0)
-    throw Error(ErrorCode::invalid_argument, "only integer codes with a zero point among them can be learned", {.key = "method"},
+  between_ = solver.format.zero == codec::Zero::offset || solver.format.zero == codec::Zero::halfway;
+  one_zero_ = start.symmetric || solver.format.zero == codec::Zero::halfway;
+  const bool is_between = std::any_of(start.zeros.begin(), start.zeros.end(), [](float zero) { return zero != std::nearbyint(zero); });
+  if ((is_between && !between_) || start.levels != Levels::integer || start.row_group != 1 || start.rank != 0)
+    throw Error(ErrorCode::invalid_argument, "only integer codes can be learned", {.key = "method"},
                 "use --numbers int, and rtn or gptq before what learns");
   const auto rows = static_cast<std::size_t>(start.rows), columns = static_cast<std::size_t>(start.columns);
   groups_ = static_cast<std::size_t>(start.num_groups());
@@ -78,7 +86,7 @@ LearnedCodes<Real>::LearnedCodes(std::span<const float> weights, const Quantized
         const Real open = sigmoid(static_cast<Real>(kFirstLogit));
         for (std::size_t s = 0; s < num_scales; ++s) {
           low_[s] = -scales_[s] * zeros_[s] / open;
-          high_[s] = (start.symmetric ? scales_[s] * most_ / 2 : scales_[s] * (most_ - zeros_[s])) / open;
+          high_[s] = (one_zero_ ? scales_[s] * most_ / 2 : scales_[s] * (most_ - zeros_[s])) / open;
         }
       } else {
         for (std::size_t r = 0; r < rows; ++r)
@@ -86,11 +94,11 @@ LearnedCodes<Real>::LearnedCodes(std::span<const float> weights, const Quantized
             const std::size_t s = scale_at(r, c);
             const Real w = weights_[r * columns + c];
             low_[s] = std::min(low_[s], w);
-            high_[s] = std::max(high_[s], start.symmetric ? std::fabs(w) : w);
+            high_[s] = std::max(high_[s], one_zero_ ? std::fabs(w) : w);
           }
       }
       add_part("high", num_scales, 1);
-      if (!start.symmetric) add_part("low", num_scales, 1);
+      if (!one_zero_) add_part("low", num_scales, 1);
       std::fill(parameters_.begin(), parameters_.end(), static_cast<Real>(kFirstLogit));
       break;
     }
@@ -122,6 +130,8 @@ LearnedCodes<Real>::LearnedCodes(std::span<const float> weights, const Quantized
       add_part("scale", num_scales, 1);
       break;
   }
+  // A zero point that may be any number is learned as what is added to it.
+  if (options.what != Learned::clip && solver.format.zero == codec::Zero::offset) add_part("zero", num_scales, 1);
   if (const std::span<Real> logs = part("scale"); !logs.empty())
     for (std::size_t s = 0; s < num_scales; ++s) logs[s] = 0;  // of the share of the start's scale
   if (options.what == Learned::divisor || options.what == Learned::low_rank) {
@@ -155,20 +165,22 @@ void LearnedCodes<Real>::update_scales() {
   if (options_.what != Learned::clip) {
     const Real* logs = parameters_.data() + first_of("scale");
     for (std::size_t s = 0; s < scales_.size(); ++s) scales_[s] = static_cast<Real>(start_.scales[s]) * std::exp(logs[s]);
+    if (const std::size_t first = first_of("zero"); first < parameters_.size())
+      for (std::size_t s = 0; s < zeros_.size(); ++s) zeros_[s] = static_cast<Real>(start_.zeros[s]) + parameters_[first + s];
     return;
   }
   const Real* high = parameters_.data() + first_of("high");
   const Real* low = parameters_.data() + first_of("low");
   for (std::size_t s = 0; s < scales_.size(); ++s) {
     if (!(high_[s] - low_[s] > 0)) continue;  // nothing but zeros: the start's
-    if (start_.symmetric) {
+    if (one_zero_) {
       scales_[s] = 2 * sigmoid(high[s]) * high_[s] / most_;
       continue;
     }
     const Real from = sigmoid(low[s]) * low_[s], to = sigmoid(high[s]) * high_[s];
     scales_[s] = (to - from) / most_;
     const Real zero = -from / scales_[s];
-    zeros_[s] = frozen_ ? zero + frozen_zero_[s] : std::nearbyint(zero);
+    zeros_[s] = between_ ? zero : frozen_ ? zero + frozen_zero_[s] : std::nearbyint(zero);
   }
 }
 
@@ -208,7 +220,7 @@ auto LearnedCodes<Real>::point_at(std::size_t i, std::size_t s) const -> Point {
   if (options_.what == Learned::scale) return {0, static_cast<Real>(start_.codes[i]), false};
   const Real position = weight_at(i, s) * (shrink_.empty() ? Real(1) : shrink_[i]) / scales_[s];
   if (frozen_) return {position, frozen_inside_[i] ? position + frozen_add_[i] + zeros_[s] : frozen_code_[i], frozen_inside_[i]};
-  const Real code = std::nearbyint(position) + zeros_[s];
+  const Real code = between_ ? std::nearbyint(position + zeros_[s]) : std::nearbyint(position) + zeros_[s];
   if (code < 0) return {position, 0, false};
   if (code > most_) return {position, most_, false};
   return {position, code, true};
@@ -259,7 +271,7 @@ void LearnedCodes<Real>::backward(ThreadTeam& team, std::span<const Real> d_valu
       if (!(high_[s] - low_[s] > 0)) continue;
       const Real high = sigmoid(parameters_[first_high + s]);
       const Real d_high = high_[s] * high * (1 - high);
-      if (start_.symmetric) {
+      if (one_zero_) {
         gradient[first_high + s] += d_scales[s] * 2 / most_ * d_high;
         continue;
       }
@@ -274,6 +286,8 @@ void LearnedCodes<Real>::backward(ThreadTeam& team, std::span<const Real> d_valu
   }
   const std::size_t first_scale = first_of("scale");
   for (std::size_t s = 0; s < scales_.size(); ++s) gradient[first_scale + s] += d_scales[s] * scales_[s];
+  if (const std::size_t first = first_of("zero"); first < parameters_.size())
+    for (std::size_t s = 0; s < zeros_.size(); ++s) gradient[first + s] += d_zeros[s];
   if (d_divisors.empty()) return;
   const std::size_t first_row = first_of("row");
   for (std::size_t r = 0; r < rows; ++r) {
@@ -319,7 +333,10 @@ QuantizedLinear LearnedCodes<Real>::codes() const {
   if (options_.what != Learned::clip) encode_all();
   for (std::size_t s = 0; s < scales_.size(); ++s) {
     out.scales[s] = stored_scale(start_.scale_type, static_cast<double>(now.scales_[s]), start_.scales[s]);
-    out.zeros[s] = std::clamp(static_cast<float>(now.zeros_[s]), 0.0F, static_cast<float>(most_));
+    if (!between_)
+      out.zeros[s] = std::clamp(static_cast<float>(now.zeros_[s]), 0.0F, static_cast<float>(most_));
+    else if (!one_zero_)
+      out.zeros[s] = stored_zero(start_.scale_type, static_cast<double>(now.zeros_[s]), start_.zeros[s]);
     now.scales_[s] = static_cast<Real>(out.scales[s]);
     now.zeros_[s] = static_cast<Real>(out.zeros[s]);
   }
@@ -343,9 +360,10 @@ void LearnedCodes<Real>::freeze_rounding(ThreadTeam& team) {
       const Point point = point_at(i, s);
       frozen_inside_[i] = point.inside;
       frozen_code_[i] = point.code;
-      frozen_add_[i] = std::nearbyint(point.position) - point.position;
+      const Real before = between_ ? point.position + zeros_[s] : point.position;
+      frozen_add_[i] = std::nearbyint(before) - before;
     }
-  if (options_.what == Learned::clip && !start_.symmetric)
+  if (options_.what == Learned::clip && !one_zero_ && !between_)
     for (std::size_t s = 0; s < scales_.size(); ++s)
       if (high_[s] - low_[s] > 0) frozen_zero_[s] = zeros_[s] + sigmoid(parameters_[first_of("low") + s]) * low_[s] / scales_[s];
   frozen_ = true;

@@ -11,7 +11,7 @@
 
 // Codes of a linear layer as a function of a few parameters that can be learned: what a matrix is after rounding, and the gradient of it, which
 // takes rounding for the identity (straight through) inside the range of the codes and for a constant outside. Integer codes with a zero point that
-// is one of them. The result is plain codes, scales and zero points.
+// is one of them, half a code, or any number. The result is plain codes, scales and zero points.
 namespace weft::quantize {
 
 enum class Learned : std::uint8_t {
@@ -36,14 +36,14 @@ class LearnedCodes {
  public:
   /// Parameters of one kind.
   struct Part {
-    std::string_view name;  ///< low, high, scale, divisor, row, column, left, right, weight
+    std::string_view name;  ///< low, high, scale, zero, divisor, row, column, left, right, weight
     std::size_t first = 0, count = 0;
     double rate = 1;  ///< of learning, beside those of other parts
   };
 
   /// weights: [rows, columns], what is to be quantized, 0 where the start adds a value to the codes. start: where learning begins; solver: how it
   /// was made. name: of the tensor, for random
-  /// numbers. Errors: invalid_argument for codes that are no integers with a zero point among them.
+  /// numbers. Errors: invalid_argument for codes that are no integers.
   LearnedCodes(std::span<const float> weights, const codec::QuantizedLinear& start, const SolverOptions& solver, const LearnedOptions& options,
                std::string_view name = "");
 
@@ -83,6 +83,8 @@ class LearnedCodes {
   LearnedOptions options_;
   std::size_t groups_ = 1;
   Real most_ = 15;                       ///< the highest code
+  bool between_ = false;                 ///< zero points need be none of the codes: they are added before rounding
+  bool one_zero_ = false;                ///< in the middle, for all
   std::vector<std::uint32_t> group_of_;  ///< of each column
   std::vector<Real> weights_;
   std::vector<Real> low_, high_;  ///< of clip: the group's extremes

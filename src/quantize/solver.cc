@@ -58,6 +58,27 @@ std::vector<double> ordered(std::span<const double> matrix, std::int64_t n, cons
   return out;
 }
 
+/// The columns in the order in which they are worked on, by what they are read with.
+std::vector<std::int64_t> order_of(const std::vector<float>& diagonal, std::int64_t columns, const SolverOptions& options) {
+  std::vector<std::int64_t> order(static_cast<std::size_t>(columns));
+  std::iota(order.begin(), order.end(), std::int64_t{0});
+  if (options.order == Order::as_stored) return order;
+  const auto louder = [&](std::int64_t a, std::int64_t b) { return diagonal[static_cast<std::size_t>(a)] > diagonal[static_cast<std::size_t>(b)]; };
+  std::stable_sort(order.begin(), order.end(), louder);
+  const std::int64_t group = options.by_output ? columns : group_of(options, columns);
+  if (options.order == Order::by_activation || group == columns) return order;
+  // Groups in the order of their loudest column. A short one comes last, so that all others lie at multiples of the group.
+  std::vector<std::int64_t> place(static_cast<std::size_t>((columns + group - 1) / group), -1);
+  const std::int64_t num_whole = columns / group;
+  std::int64_t next = 0;
+  for (const std::int64_t column : order)
+    if (std::int64_t& own = place[static_cast<std::size_t>(column / group)]; own < 0) own = column / group < num_whole ? next++ : num_whole;
+  std::stable_sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) {
+    return place[static_cast<std::size_t>(a / group)] < place[static_cast<std::size_t>(b / group)];
+  });
+  return order;
+}
+
 /// share * (strictly upper part of M U^T) U, M in working order.
 std::vector<double> projected(const std::vector<double>& matrix, const std::vector<double>& upper, std::int64_t n, double share) {
   std::vector<double> inner(matrix.size()), out(matrix.size());
@@ -117,12 +138,7 @@ Factor factorise(std::span<const double> gram, std::int64_t columns, const Solve
     factor.dead[i] = !(own > 0);
     if (!factor.dead[i]) mean += own;
   }
-  factor.order.resize(n);
-  std::iota(factor.order.begin(), factor.order.end(), std::int64_t{0});
-  if (options.order == Order::by_activation)
-    std::stable_sort(factor.order.begin(), factor.order.end(), [&](std::int64_t a, std::int64_t b) {
-      return factor.diagonal[static_cast<std::size_t>(a)] > factor.diagonal[static_cast<std::size_t>(b)];
-    });
+  factor.order = order_of(factor.diagonal, columns, options);
   if (!finite || !(mean > 0) || !std::isfinite(mean)) return factor;
   mean /= static_cast<double>(n);
   constexpr double kMostDamping = 1000;
@@ -194,8 +210,9 @@ void compensate_rows(std::span<const float> weights, const Factor& factor, const
       work[static_cast<std::size_t>(p * count + r)] = weights[static_cast<std::size_t>((first + r) * n + column)];
   }
   std::vector<float> slice, importance;
-  const auto fit = [&](std::int64_t row, std::int64_t group, auto&& value_of) {
-    const std::int64_t begin = group * out.group, end = std::min(n, begin + out.group);
+  // What a group's scale is found for: its columns as they are stored, or as they are worked on.
+  const auto fit = [&](std::int64_t row, std::int64_t group, std::int64_t begin, auto&& value_of) {
+    const std::int64_t end = std::min(n, begin + out.group);
     slice.clear();
     importance.clear();
     for (std::int64_t c = begin; c < end; ++c) value_of(c);
@@ -204,7 +221,7 @@ void compensate_rows(std::span<const float> weights, const Factor& factor, const
   if (fixed_scales) {
     for (std::int64_t r = first; r < first + count; ++r)
       for (std::int64_t g = 0; g < out.num_groups(); ++g)
-        fit(r, g, [&](std::int64_t c) {
+        fit(r, g, g * out.group, [&](std::int64_t c) {
           slice.push_back(factor.dead[static_cast<std::size_t>(c)] ? 0.0F : weights[static_cast<std::size_t>(r * n + c)]);
           importance.push_back(factor.importance[static_cast<std::size_t>(c)]);
         });
@@ -232,9 +249,8 @@ void compensate_rows(std::span<const float> weights, const Factor& factor, const
     const std::int64_t end = std::min(n, begin + step);
     for (std::int64_t p = begin; p < end; ++p) {
       const std::int64_t column = factor.order[static_cast<std::size_t>(p)];
-      const std::int64_t group = by_output              ? column
-                                 : out.group_of.empty() ? (fixed_scales || options.order == Order::as_stored ? column / out.group : p / out.group)
-                                                        : p / out.group;
+      // Where groups are of columns as they are worked on, the file has a map of them; otherwise they are of neighbours.
+      const std::int64_t group = by_output ? column : out.group_of.empty() ? column / out.group : p / out.group;
       if (by_output) {
         for (std::int64_t r = 0; r < count; r += out.row_group) {
           slice.clear();
@@ -244,7 +260,7 @@ void compensate_rows(std::span<const float> weights, const Factor& factor, const
         }
       } else if (!fixed_scales && p % out.group == 0) {
         for (std::int64_t r = 0; r < count; ++r)
-          fit(first + r, group, [&](std::int64_t c) {
+          fit(first + r, group, p, [&](std::int64_t c) {
             slice.push_back(static_cast<float>(work[static_cast<std::size_t>(c * count + r)]));
             importance.push_back(factor.importance[static_cast<std::size_t>(factor.order[static_cast<std::size_t>(c)])]);
           });

@@ -11,7 +11,11 @@
 // Pure functions on matrices. H is the second moment of what the layer reads, [columns, columns]; its scale does not matter.
 namespace weft::quantize {
 
-enum class Order : std::uint8_t { as_stored, by_activation };
+enum class Order : std::uint8_t {
+  as_stored,
+  by_activation,  ///< the loudest first
+  by_group,       ///< the group with the loudest first, and within it the loudest first: a group is done before the next begins
+};
 
 struct SolverOptions {
   codec::SliceFormat format;
@@ -19,10 +23,10 @@ struct SolverOptions {
   /// AdaDim: a scale stands for `group` rows of one column instead (0: the whole column), and is found when the column's turn comes.
   bool by_output = false;
   Order order = Order::by_activation;
-  /// Groups of neighbouring columns, with scales from the weights as they came: needs no map of groups in the file. Otherwise groups are of columns
-  /// as they are worked on, with scales from what is left of them then.
+  /// Groups of neighbouring columns, with scales from the weights as they came: needs no map of groups in the file. Otherwise scales are from what is
+  /// left of a group when its turn comes, and groups are of columns as they are worked on (by_group: of neighbouring ones all the same).
   bool static_groups = true;
-  double damping = 0.01;     ///< of the mean of H's diagonal
+  double damping = 0.01;  ///< of the mean of H's diagonal
   /// What an error of a column counts when scales are searched: by H's diagonal, or by what is left of it once the columns that follow have made good
   /// what they can.
   bool leftover = false;

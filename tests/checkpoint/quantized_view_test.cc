@@ -466,5 +466,49 @@ TEST(QuantizedView, our_own_form_stays_packed_with_all_its_zero_points_unless_so
   EXPECT_FALSE(stays_packed({.has_added = true}));
 }
 
+TEST(QuantizedView, zero_points_that_begin_a_word_for_each_row_are_those_of_one_stream) {
+  for (const int bits : {2, 3, 4}) {
+    codec::QuantizedLinear linear;
+    linear.rows = 37;
+    linear.columns = 56;
+    linear.bits = bits;
+    linear.group = 8;
+    for (std::size_t i = 0; i < 37 * 56; ++i) linear.codes.push_back(static_cast<std::uint8_t>(i * 7 % (std::size_t{1} << bits)));
+    for (std::size_t i = 0; i < std::size_t{37} * 7; ++i) {
+      linear.scales.push_back(1 + static_cast<float>(i % 5));
+      linear.zeros.push_back(static_cast<float>(i * 5 % (std::size_t{1} << bits)));
+    }
+    const std::vector<float> expected = linear.decoded();
+    for (const bool by_row : {false, true}) {
+      std::vector<MemoryCheckpoint::Tensor> tensors;
+      for (codec::StoredTensor& tensor : codec::write_own(linear, DType::f32)) {
+        if (tensor.name == "weight_zeros" && by_row) {
+          const std::uint64_t words = codec::words_for(7, bits, codec::WordForm::stream);
+          tensor.shape = {37, static_cast<std::int64_t>(words)};
+          std::vector<std::uint32_t> packed(37 * words);
+          for (std::size_t r = 0; r < 37; ++r) {
+            std::uint8_t row[7];
+            for (std::size_t g = 0; g < 7; ++g) row[g] = static_cast<std::uint8_t>(linear.zeros[r * 7 + g]);
+            codec::pack_words(row, 1, 7, bits, codec::WordForm::stream, packed.data() + r * words, 1);
+          }
+          tensor.bytes.resize(packed.size() * 4);
+          std::memcpy(tensor.bytes.data(), packed.data(), tensor.bytes.size());
+        }
+        tensors.push_back({"layer." + tensor.name, tensor.dtype, tensor.shape, std::move(tensor.bytes)});
+      }
+      std::string not_read;
+      const auto view = decode_quantized(std::make_shared<MemoryCheckpoint>(std::move(tensors)), config_of(R"({"quant_method": "weft"})"), not_read);
+      const TensorInfo& tensor = view->tensor("layer.weight");
+      // In pieces, none of which begins where a word does.
+      std::vector<float> read(expected.size());
+      for (std::size_t row = 0; row < 37; row += 5) {
+        const std::size_t count = std::min<std::size_t>(5, 37 - row) * 56;
+        view->read_bytes(tensor, row * 56 * sizeof(float), std::as_writable_bytes(std::span(read).subspan(row * 56, count)));
+      }
+      EXPECT_EQ(read, expected) << bits << (by_row ? " by row" : "");
+    }
+  }
+}
+
 }  // namespace
 }  // namespace weft

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -10,6 +11,8 @@
 #include "checkpoint/json.h"
 #include "engine/block_pass.h"
 #include "engine/lazy_model.h"
+#include "engine/linear_plan.h"
+#include "engine/linear_scales.h"
 #include "engine/quantize_linear.h"
 #include "engine/running_model.h"
 #include "math/convert.h"
@@ -242,6 +245,103 @@ TEST(LinearFolds, means_that_blocks_shift_are_put_back_by_biases) {
     EXPECT_LT(left, 1e-3 * shifted) << name;
   }
   for (const float value : values_of(*result, "model.layers.0.mlp.down_proj.bias")) EXPECT_EQ(value, 0);
+}
+
+/// What the layers of each block read, as the two streams together have it, when channels were scaled before; and what the unchanged stream gave.
+struct ScaledWalk {
+  std::vector<std::vector<InputStatistics>> read;
+  std::vector<std::vector<float>> original;  ///< behind each block, of the first batch
+  std::vector<std::map<Role, std::vector<float>>> scales;
+};
+ScaledWalk walk_scaled(const std::shared_ptr<const CalibrationTokens>& tokens, const std::function<float(std::size_t)>& scale) {
+  const LinearQuantizeOptions options = with("awq+gptaq", "weft", 4, 64);
+  LinearPlan plan(options);
+  plan.find_targets(open_lazy_model(kModel));
+  RunningModel running(kModel, {});
+  BlockPassOptions pass_options;
+  pass_options.two_streams = true;
+  BlockPass pass(running, tokens, pass_options);
+  ScaledWalk walk;
+  static_cast<void>(pass.run([&](Block& block) {
+    std::map<Role, std::vector<float>>& chosen = walk.scales.emplace_back();
+    if (scale)
+      fold_scales(
+          plan, block,
+          [&](std::span<const quantize::Reader>, const InputStatistics& read, const LinearTarget&) {
+            std::vector<float>& own = chosen[read.point.role];
+            for (std::size_t j = 0; j < read.width; ++j) own.push_back(scale(j));
+            return own;
+          },
+          false);
+    const Activations::Batch& batch = block.batches().front();
+    walk.original.push_back(block.run(batch, block.input(batch, Stream::original), nullptr, Stream::original));
+    // A power of two: no rounding of it, so that drift differs by the scales alone.
+    for (const model::BlockTensor* tensor : block.linears()) {
+      LinearMatrix matrix = block.matrix(tensor->tensor->name);
+      EXPECT_EQ(matrix.values, block.matrix(tensor->tensor->name, Stream::original).values);
+      if (tensor->slot.role != Role::o) continue;
+      for (float& value : matrix.values) value *= 0.5F;
+      block.set_matrix(tensor->tensor->name, matrix);
+    }
+    walk.read.push_back(block.statistics({.gram = true, .cross = true, .points = {}}));
+  }));
+  return walk;
+}
+
+TEST(LinearFolds, both_streams_read_channels_on_one_scale) {
+  const auto tokens = some_tokens(4, 48);
+  const ScaledWalk plain = walk_scaled(tokens, {}), ones = walk_scaled(tokens, [](std::size_t) { return 1.0F; }),
+                   scaled = walk_scaled(tokens, [](std::size_t j) { return std::exp2(static_cast<float>(static_cast<int>(j % 5) - 2)); });
+  for (std::size_t layer = 0; layer < plain.read.size(); ++layer) {
+    EXPECT_FALSE(scaled.scales[layer].empty());
+    EXPECT_EQ(plain.original[layer], ones.original[layer]);
+    EXPECT_LT(relative(plain.original[layer], scaled.original[layer]), 1e-5);
+    for (std::size_t p = 0; p < plain.read[layer].size(); ++p) {
+      const InputStatistics &one = plain.read[layer][p], &other = scaled.read[layer][p];
+      ASSERT_EQ(one.point, other.point);
+      // With scales of 1 gptaq and all others see the same bits, and make the same of them.
+      EXPECT_EQ(one.gram, ones.read[layer][p].gram);
+      EXPECT_EQ(one.cross, ones.read[layer][p].cross);
+      const auto found = scaled.scales[layer].find(one.point.role);
+      std::vector<double> unscaled_gram = other.gram, unscaled_cross = other.cross;
+      if (found != scaled.scales[layer].end())
+        for (std::size_t i = 0; i < one.width; ++i)
+          for (std::size_t j = 0; j < one.width; ++j) {
+            const double factor = static_cast<double>(found->second[i]) * static_cast<double>(found->second[j]);
+            unscaled_gram[i * one.width + j] *= factor;
+            unscaled_cross[i * one.width + j] *= factor;
+          }
+      const auto distance = [](const std::vector<double>& a, const std::vector<double>& b) {
+        double difference = 0, size = 0;
+        for (std::size_t i = 0; i < a.size(); ++i) {
+          difference += (a[i] - b[i]) * (a[i] - b[i]);
+          size += a[i] * a[i];
+        }
+        return std::sqrt(difference / std::max(size, 1e-300));
+      };
+      EXPECT_LT(distance(one.gram, unscaled_gram), 1e-5) << layer << " " << to_string(one.point);
+      if (layer > 0 || one.point.role == Role::up) {
+        EXPECT_LT(distance(one.cross, unscaled_cross), 1e-3) << layer << " " << to_string(one.point);
+      }
+    }
+  }
+}
+
+TEST(LinearFolds, drift_is_made_good_behind_scales_of_channels) {
+  const TemporaryFolder folder;
+  const auto tokens = some_tokens(16, 64);
+  const std::vector<float> logits = logits_of(kModel);
+  std::map<std::string, double> far;
+  for (const char* method : {"smooth+rtn", "smooth+gptq", "smooth+gptaq", "smooth+decoupleq"}) {
+    LinearQuantizeOptions options = with(method, "weft", 3, 64);
+    options.tokens = tokens;
+    static_cast<void>(quantize_linear(with_outliers(), folder / method, options));
+    far[method] = relative(logits, logits_of((folder / method).string()));
+  }
+  for (const char* method : {"smooth+gptaq", "smooth+decoupleq"}) {
+    EXPECT_LT(far[method], far["smooth+rtn"]) << method;
+    EXPECT_LT(far[method], 1.1 * far["smooth+gptq"]) << method;
+  }
 }
 
 TEST(LinearFolds, one_exponent_of_smoothing_is_found_for_the_whole_model) {

@@ -150,7 +150,6 @@ TEST(QuantizeLearn, threads_change_nothing_and_a_job_that_was_stopped_goes_on) {
 
 TEST(QuantizeLearn, what_cannot_be_learned_is_refused_with_the_way_out) {
   const TemporaryFolder folder;
-  EXPECT_WEFT_ERROR(quantize_linear(kModel, folder / "a", options_for("hqq+omniquant", 4, "weft")), invalid_argument, "integer zero point");
   EXPECT_WEFT_ERROR(quantize_linear(kModel, folder / "a", options_for("lrq+lorc", 4, "weft")), invalid_argument, "lorc");
   LinearQuantizeOptions floats = options_for("flexround", 4, "weft");
   floats.numbers = "nf4";

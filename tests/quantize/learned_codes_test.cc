@@ -15,14 +15,19 @@ namespace {
 constexpr std::int64_t kRows = 6, kColumns = 20;
 constexpr Learned kAll[] = {Learned::clip, Learned::divisor, Learned::low_rank, Learned::weight, Learned::scale};
 
-SolverOptions solver_of(int bits, std::int64_t group, bool symmetric) {
+SolverOptions solver_of(int bits, std::int64_t group, codec::Zero zero) {
   SolverOptions solver;
   solver.format.bits = bits;
-  solver.format.zero = symmetric ? codec::Zero::centred : codec::Zero::affine;
+  solver.format.zero = zero;
   solver.format.scale_type = DType::f16;
   solver.group = group;
   return solver;
 }
+SolverOptions solver_of(int bits, std::int64_t group, bool symmetric) {
+  return solver_of(bits, group, symmetric ? codec::Zero::centred : codec::Zero::affine);
+}
+
+constexpr codec::Zero kZeros[] = {codec::Zero::centred, codec::Zero::affine, codec::Zero::halfway, codec::Zero::offset};
 
 std::vector<float> decoded_by(const std::vector<float>& weights, const SolverOptions& solver) {
   return round_to_nearest(weights, kRows, kColumns, solver).decoded();
@@ -59,10 +64,10 @@ TEST(LearnedCodes, a_divisor_moves_codes_by_more_than_one) {
 TEST(LearnedCodes, learning_begins_with_the_codes_of_rounding) {
   const std::vector<float> weights = testing::random_values(kRows * kColumns, 1, 0.05F);
   ThreadTeam team(2);
-  for (const bool symmetric : {false, true})
+  for (const codec::Zero zero : kZeros)
     for (const std::int64_t group : {0, 8})
       for (const Learned what : {Learned::divisor, Learned::low_rank, Learned::weight, Learned::scale}) {
-        const SolverOptions solver = solver_of(3, group, symmetric);
+        const SolverOptions solver = solver_of(3, group, zero);
         const codec::QuantizedLinear start = round_to_nearest(weights, kRows, kColumns, solver);
         LearnedCodes<float> codes(weights, start, solver, {.what = what});
         std::vector<float> values(weights.size());
@@ -108,8 +113,8 @@ TEST(LearnedCodes, ends_at_the_extremes_are_those_of_rounding_and_at_first_they_
 TEST(LearnedCodes, codes_that_were_made_otherwise_are_kept) {
   const std::vector<float> weights = testing::random_values(kRows * kColumns, 3, 0.05F);
   ThreadTeam team(2);
-  for (const bool symmetric : {false, true}) {
-    const SolverOptions solver = solver_of(2, 8, symmetric);
+  for (const codec::Zero zero : kZeros) {
+    const SolverOptions solver = solver_of(2, 8, zero);
     codec::QuantizedLinear start = round_to_nearest(weights, kRows, kColumns, solver);
     for (std::size_t i = 0; i < start.codes.size(); ++i) start.codes[i] = static_cast<std::uint8_t>((start.codes[i] + i % 3) % 4);
     for (const Learned what : kAll) {
@@ -156,11 +161,11 @@ TEST(LearnedCodes, gradients_are_those_of_finite_differences_where_rounding_adds
   const std::vector<float> weights = testing::random_values(kRows * kColumns, 6, 0.05F), weighing = testing::random_values(kRows * kColumns, 7);
   const std::vector<double> c(weighing.begin(), weighing.end());
   ThreadTeam team(2);
-  for (const bool symmetric : {false, true})
+  for (const codec::Zero zero : kZeros)
     for (const bool keeps : {false, true})
       for (const Learned what : kAll) {
-        SCOPED_TRACE(std::to_string(static_cast<int>(what)) + (symmetric ? " symmetric" : ""));
-        const SolverOptions solver = solver_of(3, 8, symmetric);
+        SCOPED_TRACE(std::to_string(static_cast<int>(what)) + " with zero points " + std::to_string(static_cast<int>(zero)));
+        const SolverOptions solver = solver_of(3, 8, zero);
         LearnedCodes<double> codes(weights, round_to_nearest(weights, kRows, kColumns, solver), solver,
                                    {.what = what, .rank = 3, .keeps_codes = keeps});
         // Away from where it begins, so that some weights are beyond the range.

@@ -143,11 +143,12 @@ TEST(Solver, after_each_column_the_others_are_the_exact_minimisers_of_the_loss) 
 TEST(Solver, the_block_size_and_how_rows_are_cut_change_no_code) {
   const std::vector<float> weights = random_values(kRows * kColumns, 3, 0.05F);
   const std::vector<double> gram = gram_of(kColumns, 400, 4);
-  for (const bool static_groups : {true, false}) {
-    SolverOptions options{.format = {.bits = 4, .zero = Zero::centred}, .group = 16, .static_groups = static_groups};
+  for (const auto& [order, static_groups] :
+       {std::pair(Order::by_activation, true), std::pair(Order::by_activation, false), std::pair(Order::by_group, false)}) {
+    SolverOptions options{.format = {.bits = 4, .zero = Zero::centred}, .group = 16, .order = order, .static_groups = static_groups};
     const Factor factor = factorise(gram, kColumns, options);
     const QuantizedLinear whole = compensate(weights, kRows, kColumns, factor, options);
-    EXPECT_EQ(whole.group_of.empty(), static_groups);
+    EXPECT_EQ(whole.group_of.empty(), static_groups || order == Order::by_group);
     for (const std::int64_t block : {1, 7, 16, 48, 1000}) {
       options.block = block;
       QuantizedLinear cut = prepare(kRows, kColumns, options, factor);
@@ -252,12 +253,81 @@ TEST(Solver, the_same_engine_drives_floating_point_codes) {
   }
 }
 
+/// by_group from its definition, in double: the group with the loudest column first (a short one last), its scales from what is left of it then, its
+/// columns in the order of how loudly they are read; after each column the others become the exact minimisers.
+TEST(Solver, a_group_s_scale_is_found_when_its_turn_comes_and_the_loudest_group_comes_first) {
+  const std::vector<float> weights = random_values(kRows * kColumns, 22, 0.05F);
+  const std::vector<double> gram = gram_of(kColumns, 300, 23);
+  for (const std::int64_t group : {16, 24, 0}) {
+    const SolverOptions options{.format = {.bits = 3, .zero = Zero::affine, .search = codec::Search::shrink, .norm = 2},
+                                .group = group,
+                                .order = Order::by_group,
+                                .static_groups = false,
+                                .damping = 0.01};
+    const auto width = static_cast<std::size_t>(group == 0 ? kColumns : group);
+    std::vector<std::size_t> groups;
+    for (std::size_t g = 0; g * width < kColumns; ++g) groups.push_back(g);
+    const auto loudness = [&](std::size_t column) { return gram[column * kColumns + column]; };
+    const auto loudest = [&](std::size_t g) {
+      double most = 0;
+      for (std::size_t c = g * width; c < std::min<std::size_t>(kColumns, (g + 1) * width); ++c) most = std::max(most, loudness(c));
+      return (g + 1) * width > kColumns ? -1 : most;
+    };
+    std::stable_sort(groups.begin(), groups.end(), [&](std::size_t a, std::size_t b) { return loudest(a) > loudest(b); });
+    std::vector<std::size_t> order;
+    for (const std::size_t g : groups) {
+      const std::size_t first = order.size();
+      for (std::size_t c = g * width; c < std::min<std::size_t>(kColumns, (g + 1) * width); ++c) order.push_back(c);
+      std::stable_sort(order.begin() + static_cast<std::ptrdiff_t>(first), order.end(),
+                       [&](std::size_t a, std::size_t b) { return loudness(a) > loudness(b); });
+    }
+    double mean = 0;
+    for (std::size_t i = 0; i < kColumns; ++i) mean += loudness(i) / kColumns;
+    const QuantizedLinear linear = compensate(weights, kRows, kColumns, factorise(gram, kColumns, options), options);
+    EXPECT_TRUE(linear.group_of.empty());
+    std::size_t other = 0;
+    for (std::size_t r = 0; r < kRows; ++r) {
+      std::vector<double> now(weights.begin() + static_cast<std::ptrdiff_t>(r * kColumns),
+                              weights.begin() + static_cast<std::ptrdiff_t>((r + 1) * kColumns));
+      for (std::size_t k = 0; k < kColumns; ++k) {
+        const std::size_t own = order[k], g = own / width;
+        if (k == 0 || order[k - 1] / width != g) {
+          std::vector<float> slice, importance;
+          for (std::size_t i = k; i < kColumns && order[i] / width == g; ++i) {
+            slice.push_back(static_cast<float>(now[order[i]]));
+            importance.push_back(static_cast<float>(loudness(order[i])));
+          }
+          const codec::SliceScale scale = codec::fit_slice(slice, importance, options.format);
+          EXPECT_EQ(linear.scales[r * groups.size() + g], scale.scale);
+          EXPECT_EQ(linear.zeros[r * groups.size() + g], scale.zero);
+        }
+        const codec::SliceScale scale{linear.scales[r * groups.size() + g], linear.zeros[r * groups.size() + g]};
+        const std::uint8_t code = codec::encode(static_cast<float>(now[own]), scale, options.format);
+        other += code != linear.codes[r * kColumns + own] ? 1 : 0;
+        const double error = static_cast<double>(codec::decode(code, scale, options.format)) - now[own];
+        const std::size_t left = kColumns - k - 1;
+        if (left == 0) continue;
+        std::vector<double> a(left * left), b(left);
+        for (std::size_t i = 0; i < left; ++i) {
+          for (std::size_t j = 0; j < left; ++j)
+            a[i * left + j] = gram[order[k + 1 + i] * kColumns + order[k + 1 + j]] + (i == j ? options.damping * mean : 0);
+          b[i] = error * gram[own * kColumns + order[k + 1 + i]];
+        }
+        const std::vector<double> moves = solve(a, b);
+        for (std::size_t i = 0; i < left; ++i) now[order[k + 1 + i]] -= moves[i];
+      }
+    }
+    EXPECT_EQ(other, 0U);
+  }
+}
+
 TEST(Solver, groups_may_be_short_at_the_end_or_longer_than_the_row) {
   const std::vector<float> weights = random_values(kRows * kColumns, 20, 0.05F);
   const std::vector<double> gram = gram_of(kColumns, 300, 21);
   for (const std::int64_t group : {48, 64, 100}) {
-    for (const bool static_groups : {true, false}) {
-      const SolverOptions options{.format = {.bits = 8}, .group = group, .static_groups = static_groups};
+    for (const auto& [order, static_groups] :
+         {std::pair(Order::by_activation, true), std::pair(Order::by_activation, false), std::pair(Order::by_group, false)}) {
+      const SolverOptions options{.format = {.bits = 8}, .group = group, .order = order, .static_groups = static_groups};
       const QuantizedLinear linear = compensate(weights, kRows, kColumns, factorise(gram, kColumns, options), options);
       EXPECT_EQ(linear.num_groups(), group == 48 ? 2 : 1);
       EXPECT_LT(loss_of(weights, linear, gram), 1e-3);
