@@ -204,6 +204,15 @@ ScratchFolder::ScratchFolder() {
   if (::mkdtemp(pattern.data()) == nullptr) throw Error(ErrorCode::io, "cannot make a temporary folder", {.file = pattern});
   path_ = pattern;
 }
+ScratchFolder::ScratchFolder(const fs::path& output) {
+  const fs::path own = fs::absolute(output).lexically_normal();
+  const fs::path place = own.has_filename() ? own : own.parent_path();
+  std::error_code failed;
+  fs::create_directories(place.parent_path(), failed);
+  std::string pattern = (place.parent_path() / fmt::format(".{}.weft-scratch-XXXXXX", place.filename().string())).string();
+  if (::mkdtemp(pattern.data()) == nullptr) throw Error(ErrorCode::io, "cannot make a folder for what is made on the way", {.file = pattern});
+  path_ = pattern;
+}
 ScratchFolder::~ScratchFolder() {
   std::error_code ignored;
   fs::remove_all(path_, ignored);

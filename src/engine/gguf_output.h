@@ -59,7 +59,9 @@ struct GgufSource {
 /// A folder that is removed with its content.
 class ScratchFolder {
  public:
-  ScratchFolder();
+  ScratchFolder();  ///< among the system's temporary files
+  /// Hidden, beside an output, where there is room for what is as large. Errors: io.
+  explicit ScratchFolder(const std::filesystem::path& output);
   ~ScratchFolder();
   ScratchFolder(const ScratchFolder&) = delete;
   ScratchFolder& operator=(const ScratchFolder&) = delete;

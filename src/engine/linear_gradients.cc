@@ -1,11 +1,7 @@
 #include <fmt/format.h>
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <filesystem>
 #include <map>
 #include <optional>
 #include <utility>
@@ -13,6 +9,7 @@
 #include "base/check.h"
 #include "base/text.h"
 #include "engine/computed_checkpoint.h"
+#include "engine/gguf_output.h"
 #include "engine/gradient_scores.h"
 #include "engine/linear_step.h"
 #include "engine/measure_input.h"
@@ -23,8 +20,6 @@
 // codes (PQI).
 namespace weft::engine {
 namespace {
-
-namespace fs = std::filesystem;
 
 std::vector<std::string> names_of(const LinearPlan& plan) {
   std::vector<std::string> names;
@@ -76,24 +71,6 @@ class GwqStep final : public LinearStep {
 };
 
 // ---- PQI
-
-/// A folder beside the output that is gone when the work is.
-struct Scratch {
-  fs::path path;
-  Scratch() : path(fs::temp_directory_path() / fmt::format("weft-path-{}", next_number())) {
-    std::error_code failed;
-    fs::remove_all(path, failed);
-    if (!fs::create_directories(path, failed) && failed)
-      throw Error(ErrorCode::io, fmt::format("cannot create '{}': {}", path.string(), failed.message()), {.file = path.string()});
-  }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  ~Scratch() {
-    std::error_code ignored;
-    fs::remove_all(path, ignored);
-  }
-  static std::string next_number();
-};
 
 /// The quantized model with some weights as the model has them.
 std::shared_ptr<const Checkpoint> with_restored(std::shared_ptr<const Checkpoint> quantized, const std::shared_ptr<const Checkpoint>& model,
@@ -163,7 +140,7 @@ class PqiStep final : public LinearStep {
   void choose(const LinearPlan& plan, Block& block) {
     const LinearQuantizeOptions& options = plan.options;
     const std::shared_ptr<const Checkpoint> model = block.running().files().checkpoint;
-    const Scratch scratch;
+    const ScratchFolder scratch(plan.output);
     LinearQuantizeOptions rest = options;
     rest.format = "weft";
     rest.symmetric = plan.symmetric;
@@ -186,12 +163,12 @@ class PqiStep final : public LinearStep {
     };
     with(false);
     std::vector<std::string> names;
-    for (const auto& layer : quantize_linear(*model_, scratch.path / "1", rest).layers) names.push_back(layer.name);
+    for (const auto& layer : quantize_linear(*model_, scratch.path() / "1", rest).layers) names.push_back(layer.name);
     std::vector<double> sums;
     std::vector<std::uint64_t> sizes;
     std::uint64_t all = 0;
     {
-      const auto quantized = open_checkpoint((scratch.path / "1").string());
+      const auto quantized = open_checkpoint((scratch.path() / "1").string());
       const PathScores scores = score_path(model, quantized, block.running().json(), block.tokens(), names, num_points_,
                                            scoring_of(options, num_sequences_, "following the way to the codes"));
       for (const std::string& name : names) {
@@ -217,8 +194,8 @@ class PqiStep final : public LinearStep {
       rest.parameters["pqi.restored"] = 0;
       rest.parameters["pqi.share"] = 0.5;  // of no effect beside what is given
       rest.taken_at = &outliers;
-      static_cast<void>(quantize_linear(*model_, scratch.path / "2", rest));
-      restore(options, block, model, open_checkpoint((scratch.path / "2").string()), names, num_restored);
+      static_cast<void>(quantize_linear(*model_, scratch.path() / "2", rest));
+      restore(options, block, model, open_checkpoint((scratch.path() / "2").string()), names, num_restored);
     }
     outliers_ = std::move(outliers);
   }
@@ -258,11 +235,6 @@ class PqiStep final : public LinearStep {
   std::optional<ChosenPositions> outliers_;
   ChosenPositions restored_;
 };
-
-std::string Scratch::next_number() {
-  static std::atomic<unsigned> number = 0;
-  return fmt::format("{}-{}", ::getpid(), number++);
-}
 
 }  // namespace
 

@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <set>
@@ -78,7 +79,8 @@ struct LinearPlan {
   std::int64_t group = 128;
   quantize::SolverOptions solver_options;
 
-  std::string model_name;  ///< as the user wrote it
+  std::string model_name;        ///< as the user wrote it
+  std::filesystem::path output;  ///< large things that are made on the way go beside it
   std::vector<LinearTarget> targets;
   std::map<std::string, const LinearTarget*, std::less<>> by_name;  ///< by both names
   std::map<std::string, std::string, std::less<>> running_names;    ///< of the file's tensors that the network calls otherwise

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <functional>
 #include <limits>
 
@@ -124,22 +125,48 @@ const std::vector<Key>& keys() {
   return kKeys;
 }
 
+/// A pattern for the names of layers as one for the names of their weights: wherever it asks for the end of a name, ".weight" follows.
+std::string pattern_of_weights(std::string_view pattern) {
+  std::string out;
+  bool in_class = false;
+  for (std::size_t i = 0; i < pattern.size(); ++i) {
+    const char c = pattern[i];
+    if (c == '\\' && i + 1 < pattern.size()) {
+      const char next = pattern[++i];
+      out += !in_class && (next == 'Z' || next == 'z') ? std::string("\\.weight$") : std::string{c, next};
+      continue;
+    }
+    if (c == '$' && !in_class) {
+      out += "\\.weight$";
+      continue;
+    }
+    out += c;
+    if (!in_class && c == '[') {
+      in_class = true;
+      // A ] that stands first is one of the characters.
+      if (i + 1 < pattern.size() && pattern[i + 1] == '^') out += pattern[++i];
+      if (i + 1 < pattern.size() && pattern[i + 1] == ']') out += pattern[++i];
+    } else if (in_class && c == ']') {
+      in_class = false;
+    }
+  }
+  return out;
+}
+
 /// A rule of GPTQModel's "dynamic": +:PATTERN or PATTERN says what differs, -:PATTERN keeps. Its patterns are matched from the beginning of the name
 /// of a layer, ours looked for in the name of its weight.
 std::pair<std::string, std::string> dynamic_rule(const std::string& key, const Json& value) {
   const bool keeps = key.starts_with("-:");
   std::string pattern = keeps || key.starts_with("+:") ? key.substr(2) : key;
   if (pattern.empty()) refuse(fmt::format("the rule '{}' has no pattern", printable(key)), "rules");
-  const bool at_end = pattern.ends_with('$') && !pattern.ends_with("\\$");
-  if (at_end) pattern.pop_back();
-  pattern = fmt::format("^(?:{}){}", pattern, at_end ? "\\.weight$" : "");
+  pattern = fmt::format("^(?:{})", pattern_of_weights(pattern));
   if (keeps) return {pattern, "keep"};
   if (value.object() == nullptr)
     refuse(fmt::format("the rule '{}' is no object", printable(key)), "rules", R"(such as {"bits": 4, "group_size": 64})");
   std::string bits, group;
   for (const auto& [name, own] : *value.object()) {
     const std::optional<double> number = own.number();
-    if ((name != "bits" && name != "group_size") || !number || *number != static_cast<double>(static_cast<std::int64_t>(*number)))
+    if ((name != "bits" && name != "group_size") || !number || !(std::fabs(*number) <= 1e9) || *number != std::floor(*number))
       refuse(fmt::format("the rule '{}' has '{}', which is nothing that a layer may have of its own", printable(key), printable(name)), "rules",
              "bits and group_size, both whole numbers");
     const auto whole = static_cast<std::int64_t>(*number);

@@ -64,6 +64,7 @@ class LinearJob {
     if (!options.force && !options.dry_run && path_kind(output) != PathKind::nothing)
       throw Error(ErrorCode::invalid_argument, fmt::format("the output '{}' exists already", output.string()), {.file = output.string()},
                   "choose another name, or give --force to replace it");
+    plan_.output = output;
     const std::size_t num_warnings = lazy_.warnings.size();
     for (const std::unique_ptr<LinearStep>& step : plan_.steps)
       if (step->change_model(plan_, lazy_)) name_.clear();

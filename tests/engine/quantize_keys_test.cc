@@ -1,5 +1,6 @@
 #include "engine/quantize_keys.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "support/errors.h"
@@ -18,10 +19,18 @@ TEST(QuantizeRules, several_to_a_line_or_one_a_line_and_comments) {
 
 TEST(QuantizeRules, those_of_gptqmodel_keep_their_order_and_match_names_from_the_beginning) {
   EXPECT_EQ(read_quantize_rules(R"({"-:model\\.layers\\.0\\.": {}, "+:.*down_proj$": {"bits": 8, "group_size": -1}, ".*up": {"group_size": 32}})"),
-            (Rules{{"^(?:model\\.layers\\.0\\.)", "keep"}, {"^(?:.*down_proj)\\.weight$", "8/0"}, {"^(?:.*up)", "/32"}}));
+            (Rules{{"^(?:model\\.layers\\.0\\.)", "keep"}, {"^(?:.*down_proj\\.weight$)", "8/0"}, {"^(?:.*up)", "/32"}}));
   EXPECT_WEFT_ERROR(static_cast<void>(read_quantize_rules(R"({"+:a": {"sym": true}})")), invalid_argument, "'sym'");
   EXPECT_WEFT_ERROR(static_cast<void>(read_quantize_rules(R"({"+:a": {}})")), invalid_argument, "changes nothing");
   EXPECT_WEFT_ERROR(static_cast<void>(read_quantize_rules(R"({"+:a": 4})")), invalid_argument, "no object");
+}
+
+TEST(QuantizeRules, those_of_gptqmodel_end_where_the_name_of_a_layer_does_wherever_they_say_so) {
+  const auto pattern_of = [](const std::string& text) { return read_quantize_rules("{\"-:" + text + "\": {}}").front().first; };
+  EXPECT_EQ(pattern_of(R"((?:.*\\.q_proj|.*up_proj$))"), R"(^(?:(?:.*\.q_proj|.*up_proj\.weight$)))");
+  EXPECT_EQ(pattern_of(R"(a\\$[$^]b[^]$]c\\Z)"), R"(^(?:a\$[$^]b[^]$]c\.weight$))") << "escaped, and in classes, it is a character";
+  for (const char* number : {"1e300", "-1e300", "4.5"})
+    EXPECT_WEFT_ERROR(static_cast<void>(read_quantize_rules(fmt::format(R"({{"+:a": {{"bits": {}}}}})", number))), invalid_argument, "bits");
 }
 
 TEST(QuantizeKeys, a_budget_is_bits_a_weight_or_bytes) {

@@ -4,8 +4,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <filesystem>
 #include <map>
 
 #include "checkpoint/json.h"
@@ -241,6 +243,11 @@ TEST(Pqi, as_many_weights_as_were_asked_for_stay_and_the_loss_is_less) {
   }
   // All that were left out of the codes, and those of the others that happen to be a code's value.
   EXPECT_GE(kept, static_cast<std::uint64_t>(0.0045 * static_cast<double>(weights)));
+  // What was made on the way lay beside the output, and is gone.
+  std::vector<std::string> left;
+  for (const auto& entry : std::filesystem::directory_iterator(folder.path())) left.push_back(entry.path().filename().string());
+  std::sort(left.begin(), left.end());
+  EXPECT_EQ(left, (std::vector<std::string>{"pqi", "rtn"}));
 }
 
 }  // namespace
