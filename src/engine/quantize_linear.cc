@@ -68,7 +68,7 @@ class LinearJob {
     const std::size_t num_warnings = lazy_.warnings.size();
     for (const std::unique_ptr<LinearStep>& step : plan_.steps)
       if (step->change_model(plan_, lazy_)) name_.clear();
-    for (std::size_t i = num_warnings; i < lazy_.warnings.size() && options_.on_warning; ++i) options_.on_warning(lazy_.warnings[i]);
+    for (std::size_t i = num_warnings; i < lazy_.warnings.size(); ++i) tell(lazy_.warnings[i]);
     plan_.find_targets(lazy_);
     if (!plan_.stacks.empty())
       warn(fmt::format("{} tensors hold the matrices of several experts each, which these formats have no place for; they stay as they are: '{}'{}",
@@ -111,7 +111,13 @@ class LinearJob {
     pass_began_ = false;  // it is done, and what keeps the output from being written does not undo it
     OutputJob job = output_job_of(std::move(lazy_), output_);
     job.ingredients = ingredients();
-    JobBatch batch(options_, "quantizing");
+    // What was told before the work is in the report, and not told again.
+    JobOptions job_options = options_;
+    if (options_.on_warning)
+      job_options.on_warning = [this](const std::string& text) {
+        if (!told_.contains(text)) options_.on_warning(text);
+      };
+    JobBatch batch(job_options, "quantizing");
     batch.add(std::move(job), output_);
     static_cast<JobReport&>(report) = std::move(batch.run().front());
     if (!pass_folder_.empty() && !options_.dry_run) remove_tree(pass_folder_);
@@ -128,8 +134,11 @@ class LinearJob {
     return report;
   }
 
+  void tell(const std::string& text) {
+    if (told_.insert(text).second && options_.on_warning) options_.on_warning(text);
+  }
   void warn(std::string text) {
-    if (options_.on_warning) options_.on_warning(text);
+    tell(text);
     lazy_.warnings.push_back(std::move(text));
   }
 
@@ -139,7 +148,8 @@ class LinearJob {
     std::string method;
   };
   /// Takes a layer through all steps. statistics: of what it reads; null without activations. tries: what would come of it, with nothing told.
-  Solution solve(const LinearTarget& target, std::span<const float> original, const InputStatistics* statistics, Block* block, bool tries) {
+  Solution solve(const LinearTarget& target, std::span<const float> original, const InputStatistics* statistics, const InputStatistics* stand_in,
+                 Block* block, bool tries) {
     LinearLayer layer{.target = target, .original = original, .block = block, .tries = tries};
     layer.solver = plan_.options_for(target);
     layer.values.assign(original.begin(), original.end());
@@ -147,8 +157,12 @@ class LinearJob {
     if (statistics != nullptr && statistics->num_tokens > 0) layer.statistics = statistics;
     if (statistics != nullptr && statistics->num_tokens == 0) {
       // An expert that no token was sent to.
-      layer.warn("", fmt::format("'{}' was read by no token of the calibration text: it is rounded", printable(target.name)));
-      layer.method = "rtn";
+      layer.statistics = stand_in;
+      layer.warn("", fmt::format("'{}' was read by no token of the calibration text: {}", printable(target.name),
+                                 stand_in == nullptr                  ? "it is rounded"
+                                 : stand_in->point.role == Role::down ? "all that it may read counts alike"
+                                                                      : "it is done by what its neighbours read"));
+      if (stand_in == nullptr) layer.method = "rtn";
     }
     const std::vector<LinearStep*> steps = plan_.steps_of(target);
     for (LinearStep* step : steps) step->before_codes(layer);
@@ -199,7 +213,7 @@ class LinearJob {
       const LinearTarget& target = plan_.targets[i];
       const std::vector<float> values = target.read_values();
       bytes_read_ += target.tensor->size_bytes;
-      Solution solution = solve(target, values, nullptr, nullptr, false);
+      Solution solution = solve(target, values, nullptr, nullptr, nullptr, false);
       layers[i] = describe(target, solution.packed, solution.loss, std::move(solution.method));
       for (StoredTensor& part : solution.packed.parts)
         made[i].push_back({fmt::format("{}.{}", target.module, part.name), part.dtype, std::move(part.shape), std::move(part.bytes)});
@@ -314,10 +328,11 @@ class LinearJob {
       for (const LinearStep* step : steps) want(*step, request);
       request.points = wave;
       const std::vector<InputStatistics> gathered = block.statistics(request);
+      const StandIns stand_ins = stand_ins_for(gathered);
       for (LinearStep* step : steps) step->new_statistics();
       for (const InputStatistics& statistics : gathered)
         for (const std::string& name : statistics.weights)
-          if (const LinearTarget* target = plan_.find(name)) quantize_layer(block, *target, statistics);
+          if (const LinearTarget* target = plan_.find(name)) quantize_layer(block, *target, statistics, stand_in_of(statistics, stand_ins));
     }
     for (LinearStep* step : steps) step->after_block(plan_, block);
   }
@@ -335,12 +350,37 @@ class LinearJob {
     for (const model::BlockTensor& tensor : block.tensors()) bytes_read_ += tensor.tensor->size_bytes;
   }
 
-  void quantize_layer(Block& block, const LinearTarget& target, const InputStatistics& statistics) {
+  /// For experts that no token was sent to, by where they read. What is read before the experts is of one kind for all of them: what the others read
+  /// stands for it. Channels inside an expert have nothing to do with those of others: each counts alike.
+  using StandIns = std::map<std::pair<Role, std::size_t>, InputStatistics>;
+  static StandIns stand_ins_for(const std::vector<InputStatistics>& gathered) {
+    StandIns all;
+    for (const InputStatistics& unread : gathered) {
+      const std::pair place(unread.point.role, unread.width);
+      if (unread.num_tokens > 0 || unread.point.expert < 0 || all.contains(place)) continue;
+      InputStatistics& own = all.emplace(place, unread).first->second;
+      for (const InputStatistics& other : gathered) {
+        if (place.first != Role::up || other.point.role != Role::up || other.point.expert < 0 || other.width != own.width) continue;
+        own.num_tokens += other.num_tokens;
+        for (std::size_t i = 0; i < own.gram.size(); ++i) own.gram[i] += other.gram[i];
+      }
+      if (own.num_tokens > 0) continue;
+      own.num_tokens = own.width;
+      for (std::size_t i = 0; i < own.width; ++i) own.gram[i * own.width + i] = 1;
+    }
+    return all;
+  }
+  static const InputStatistics* stand_in_of(const InputStatistics& statistics, const StandIns& stand_ins) {
+    const auto found = stand_ins.find({statistics.point.role, statistics.width});
+    return statistics.num_tokens > 0 || found == stand_ins.end() ? nullptr : &found->second;
+  }
+
+  void quantize_layer(Block& block, const LinearTarget& target, const InputStatistics& statistics, const InputStatistics* stand_in) {
     LinearMatrix matrix = block.matrix(target.name);
     target.check_values(matrix.values);
     if (static_cast<std::int64_t>(matrix.rows) != target.rows || static_cast<std::int64_t>(matrix.columns) != target.columns)
       throw Error(ErrorCode::internal, "a layer has another shape than its tensor", {.tensor = printable(target.name)});
-    Solution solution = solve(target, matrix.values, &statistics, &block, false);
+    Solution solution = solve(target, matrix.values, &statistics, stand_in, &block, false);
     const Layer layer = describe(target, solution.packed, solution.loss, solution.method);
     for (StoredTensor& part : solution.packed.parts)
       block.emit({fmt::format("{}.{}", target.module, part.name), part.dtype, std::move(part.shape), std::move(part.bytes)});
@@ -366,7 +406,7 @@ class LinearJob {
       MemoryBudget budget(options_.memory_bytes);
       for_each_target(budget, [&](std::size_t i) {
         bytes_read_ += plan_.targets[i].tensor->size_bytes;
-        weigh_layer(plan_.targets[i], plan_.targets[i].read_values(), nullptr, nullptr);
+        weigh_layer(plan_.targets[i], plan_.targets[i].read_values(), nullptr, nullptr, nullptr);
       });
     }
     std::uint64_t other_bytes = 0;
@@ -380,12 +420,13 @@ class LinearJob {
     });
   }
 
-  void weigh_layer(const LinearTarget& layer, const std::vector<float>& values, const InputStatistics* statistics, Block* block) {
+  void weigh_layer(const LinearTarget& layer, const std::vector<float>& values, const InputStatistics* statistics, const InputStatistics* stand_in,
+                   Block* block) {
     layer.check_values(values);
     for (const int bits : budget_->widths_of(layer)) {
       LinearTarget target = layer;
       target.bits = bits;
-      const Solution solution = solve(target, values, statistics, block, true);
+      const Solution solution = solve(target, values, statistics, stand_in, block, true);
       const bool unread = statistics != nullptr && statistics->num_tokens == 0;
       budget_->add_choice(target, {unread ? loss_of_weights(values, solution.packed.decoded) : solution.loss, solution.packed.size_bytes()});
     }
@@ -419,10 +460,12 @@ class LinearJob {
       request.points = waves[w];
       request.last = w + 1 == waves.size();
       const std::vector<InputStatistics> gathered = block.statistics(request);
+      const StandIns stand_ins = stand_ins_for(gathered);
       for (LinearStep* step : plan_.all_steps()) step->new_statistics();
       for (const InputStatistics& statistics : gathered)
         for (const std::string& name : statistics.weights)
-          if (const LinearTarget* target = plan_.find(name)) weigh_layer(*target, block.matrix(name).values, &statistics, &block);
+          if (const LinearTarget* target = plan_.find(name))
+            weigh_layer(*target, block.matrix(name).values, &statistics, stand_in_of(statistics, stand_ins), &block);
     }
   }
 
@@ -563,6 +606,7 @@ class LinearJob {
   std::shared_ptr<const CalibrationTokens> tokens_;
   std::optional<LinearBudget> budget_;
   std::unique_ptr<RunningModel> running_;
+  std::set<std::string> told_;      ///< warnings
 };
 
 }  // namespace

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <functional>
 #include <map>
 #include <string>
 #include <utility>
@@ -123,6 +124,81 @@ TEST(QuantizeRepair, drift_of_inputs_is_made_good_by_turns) {
     off[drift] = relative(plain, logits_of(output.string()));
   }
   EXPECT_LT(off[0.5], off[0.0]);
+}
+
+using Change = std::function<void(const std::string& name, std::size_t width, std::vector<float>& values)>;
+/// tiny-base in float32, with other weights.
+std::string changed_model(const fs::path& folder, const Change& change) {
+  fs::create_directories(folder);
+  const testing::Tensors base = testing::read_all(kModel);
+  const auto checkpoint = open_checkpoint(kModel);
+  std::vector<testing::StoredTensor> tensors;
+  for (const TensorInfo& info : checkpoint->tensors()) {
+    std::vector<float> values = testing::values_of(info.dtype, base.at(info.name));
+    change(info.name, static_cast<std::size_t>(info.shape.back()), values);
+    tensors.push_back({info.name, "F32", info.shape, testing::bytes_of(values)});
+  }
+  testing::write_file(folder / "model.safetensors", testing::safetensors_of_types(tensors));
+  for (const char* name : {"config.json", "tokenizer.json", "tokenizer_config.json"}) fs::copy_file(fs::path(kModel) / name, folder / name);
+  return folder.string();
+}
+std::vector<float> float_weights(const fs::path& model, const std::string& name) {
+  const auto checkpoint = open_checkpoint(model.string());
+  const TensorInfo& info = checkpoint->tensor(name);
+  return testing::values_of(info.dtype, testing::read_all(model).at(name));
+}
+
+TEST(QuantizeRepair, an_expert_without_tokens_is_done_by_what_its_neighbours_read) {
+  const TemporaryFolder folder;
+  fs::create_directories(folder / "model");
+  const testing::Tensors base = testing::read_all(kModel);
+  const auto checkpoint = open_checkpoint(kModel);
+  std::vector<testing::StoredTensor> tensors;
+  const std::map<std::string, std::string> names = {{"gate_proj", "w1"}, {"down_proj", "w2"}, {"up_proj", "w3"}};
+  for (const TensorInfo& info : checkpoint->tensors()) {
+    const std::string bytes = testing::bytes_of(testing::values_of(info.dtype, base.at(info.name)));
+    const std::size_t at = info.name.find("mlp.");
+    if (at == std::string::npos) {
+      tensors.push_back({info.name, "F32", info.shape, bytes});
+      continue;
+    }
+    const std::string block = info.name.substr(0, at) + "block_sparse_moe.", kind = info.name.substr(at + 4, info.name.size() - at - 11);
+    for (int expert = 0; expert < 3; ++expert)
+      tensors.push_back({fmt::format("{}experts.{}.{}.weight", block, expert, names.at(kind)), "F32", info.shape, bytes});
+    if (kind != "up_proj") continue;
+    // Of a direction and its opposite one is always above 0, so that nothing is left for the third.
+    std::vector<float> router(std::size_t{3} * 256);
+    for (std::size_t j = 0; j < 256; ++j) router[256 + j] = -(router[j] = j % 3 == 0 ? 1.0F : -0.4F);
+    tensors.push_back({block + "gate.weight", "F32", {3, 256}, testing::bytes_of(router)});
+  }
+  testing::write_file(folder / "model/model.safetensors", testing::safetensors_of_types(tensors));
+  std::string config(testing::read_file(fs::path(kModel) / "config.json"));
+  const auto replace = [&](const std::string& what, const std::string& with) { config.replace(config.find(what), what.size(), with); };
+  replace("LlamaForCausalLM", "MixtralForCausalLM");
+  replace("\"llama\"", "\"mixtral\", \"num_local_experts\": 3, \"num_experts_per_tok\": 1");
+  testing::write_file(folder / "model/config.json", config);
+
+  LinearQuantizeOptions options;
+  options.method = "gptq";
+  options.format = "weft";
+  options.group = 64;
+  options.rules = {{"layers\\.1|self_attn", true, {}, {}}};
+  options.tokens = some_tokens(4, 48);
+  std::vector<std::string> warnings;
+  options.on_warning = [&](const std::string& text) { warnings.push_back(text); };
+  const LinearQuantizeReport report = quantize_linear((folder / "model").string(), folder / "out", options);
+  std::size_t num_unread = 0;
+  for (const std::string& warning : report.warnings) {
+    if (warning.find("was read by no token") == std::string::npos) continue;
+    ++num_unread;
+    EXPECT_NE(warning.find("experts.2."), std::string::npos) << warning;
+    const bool is_down = warning.find(".w2.") != std::string::npos;
+    EXPECT_NE(warning.find(is_down ? "all that it may read counts alike" : "done by what its neighbours read"), std::string::npos) << warning;
+  }
+  EXPECT_EQ(num_unread, 3u);
+  EXPECT_EQ(warnings, report.warnings) << "each told once";
+  ASSERT_EQ(report.layers.size(), 9u);
+  for (const auto& layer : report.layers) EXPECT_EQ(layer.method, "gptq") << layer.name;
 }
 
 }  // namespace
