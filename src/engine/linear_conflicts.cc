@@ -21,9 +21,11 @@ const std::vector<Conflict>& conflicts() {
       {{"pqi"}, {"awq", "smooth", "smoothplus", "dsq"}, "the way from the model to its codes leads through weights of one scale"},
       {{"adadim"}, {"omniquant", "flexround", "lrq", "tune", "adaquant", "decoupleq"}, "groups along outputs are not learned"},
       {{"halfway"}, {"hqq", "decoupleq"}, "a zero point halfway between two codes is not looked for"},
-      {{"exact", "gwq", "pqi"},
+      {{"exact", "gwq", "pqi", "super"},
        {"halfway", "hqq", "decoupleq"},
        "what is kept beside the codes needs a code for 0, which such zero points leave out"},
+      {{"super"}, {"omniquant", "flexround", "lrq", "tune"}, "what is learned of a whole block would move weights that are to stay as they are"},
+      {{"super"}, {"lorc"}, "a product of thin matrices would be added to weights that are to stay as they are"},
       {{"rsq"}, {"adaquant"}, "what is held out of learning would count its tokens otherwise"},
   };
   return kConflicts;

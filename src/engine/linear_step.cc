@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <map>
 
 #include "base/text.h"
 #include "math/convert.h"
@@ -91,6 +92,16 @@ const std::vector<LinearStepInfo>& linear_steps() {
         {"points", 8, 1, 1000, "on the way, at which gradients are taken"},
         {"sequences", 8, 0, 1e9, "of the text; 0: all"}},
        make_pqi_step},
+      {"super",
+       weights,
+       false,
+       true,
+       "single weights that carry the model kept as they are",
+       "Super Weight",
+       {{"clip", -1, -1, 1000,
+         "deviations above their mean size at which the others are clipped, before they are rounded; 0: the limit of 2 to 20, or none, by what the "
+         "model loses on the text, or without one each layer; below 0: none"}},
+       make_super_step},
       {"rtn", codes, false, false, "rounding to nearest", "", {}, make_rtn_step, 'A'},
       {"hqq", codes, false, true, "zero points by half-quadratic splitting, without a text", "HQQ", {}, make_hqq_step, 'A'},
       {"gptq",
@@ -246,6 +257,28 @@ void LinearLayer::put_back() {
   codec::QuantizedLinear& linear = need_codes();
   linear.added_at = taken_at;
   linear.added = taken;
+}
+
+void LinearLayer::hold() {
+  if (held_at.empty()) return;
+  codec::QuantizedLinear& linear = need_codes();
+  std::map<std::int64_t, float> all;
+  for (std::size_t i = 0; i < linear.added.size(); ++i) all[linear.added_at[i]] = linear.added[i];
+  for (const std::int64_t at : held_at) {
+    const std::size_t scale = linear.scale_index(at / linear.columns, at % linear.columns);
+    const codec::SliceScale own{linear.scales[scale], linear.zeros.empty() ? 0.0F : linear.zeros[scale]};
+    std::uint8_t& code = linear.codes[static_cast<std::size_t>(at)];
+    code = codec::encode(0, own, solver.format);
+    if (codec::decode(code, own, solver.format) != 0)
+      throw Error(ErrorCode::internal, "there is no code for 0, beside which a weight could be held", {.tensor = printable(target.name)});
+    all[at] = taken[static_cast<std::size_t>(std::lower_bound(taken_at.begin(), taken_at.end(), at) - taken_at.begin())];
+  }
+  linear.added_at.clear();
+  linear.added.clear();
+  for (const auto& [at, value] : all) {
+    linear.added_at.push_back(at);
+    linear.added.push_back(value);
+  }
 }
 
 void LinearLayer::warn(std::string_view key, std::string text) {

@@ -32,6 +32,7 @@ struct LinearLayer {
   /// Weights that stay as they are, beside the codes: row * columns + column, ascending, and their values.
   std::vector<std::int64_t> taken_at = {};
   std::vector<float> taken = {};
+  std::vector<std::int64_t> held_at = {};  ///< of them, those that are to come out exactly as they are, whatever compensation does
 
   [[nodiscard]] std::span<const double> gram() const { return statistics == nullptr ? std::span<const double>() : statistics->gram; }
   /// Of the inputs: the diagonal of the gram. Empty without one.
@@ -41,6 +42,8 @@ struct LinearLayer {
   /// Weights to be kept in the layer's own type: 0 in `values` from now on, until put_back() stores them beside the codes.
   void take_out(std::vector<std::int64_t> at);
   void put_back();
+  /// Gives those that are held the code for 0, and themselves beside it. Behind all steps.
+  void hold();
   /// Tells the user once, also after a resumed run.
   void warn(std::string_view key, std::string text);
   /// Calls work(first, count) for slabs of the rows, with the network's threads where there are any.
@@ -88,6 +91,8 @@ void check_step_parameters(const LinearQuantizeOptions& options);
 // linear_compensation.cc
 [[nodiscard]] std::unique_ptr<LinearStep> make_gptq_step(const LinearPlan& plan);
 [[nodiscard]] std::unique_ptr<LinearStep> make_gptaq_step(const LinearPlan& plan);
+// linear_super.cc
+[[nodiscard]] std::unique_ptr<LinearStep> make_super_step(const LinearPlan& plan);
 // linear_decouple.cc
 [[nodiscard]] std::unique_ptr<LinearStep> make_decoupleq_step(const LinearPlan& plan);
 // linear_refinement.cc

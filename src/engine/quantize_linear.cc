@@ -168,6 +168,7 @@ class LinearJob {
     for (LinearStep* step : steps) step->before_codes(layer);
     for (LinearStep* step : steps) step->find_codes(layer);
     for (LinearStep* step : steps) step->after_codes(layer);
+    layer.hold();
     Solution solution{pack_layer(plan_, target, layer.values, layer.codes ? &*layer.codes : nullptr), 0, std::move(layer.method)};
     if (statistics == nullptr)
       solution.loss = loss_of_weights(original, solution.packed.decoded);

@@ -148,6 +148,76 @@ std::vector<float> float_weights(const fs::path& model, const std::string& name)
   return testing::values_of(info.dtype, testing::read_all(model).at(name));
 }
 
+TEST(QuantizeRepair, a_planted_super_weight_is_found_and_kept_and_its_row_loses_less) {
+  constexpr std::size_t kRow = 17, kColumn = 23;
+  constexpr float kValue = 3.7F;
+  const std::string down = "model.layers.0.mlp.down_proj.weight";
+  const TemporaryFolder folder;
+  // One weight carries what one channel says very loudly.
+  const std::string model = changed_model(folder / "model", [&](const std::string& name, std::size_t width, std::vector<float>& values) {
+    if (name == "model.layers.0.mlp.up_proj.weight")
+      for (std::size_t j = 0; j < width; ++j) values[kColumn * width + j] *= 1000;
+    if (name == down) values[kRow * width + kColumn] = kValue;
+  });
+  const std::vector<float> plain = logits_of(model), before = float_weights(model, down);
+  const std::size_t width = before.size() / 256;
+  std::map<std::string, double> drift, lost;
+  for (const char* method : {"rtn", "super+rtn", "exact+super+rtn"}) {
+    SCOPED_TRACE(method);
+    LinearQuantizeOptions options;
+    options.method = method;
+    options.format = "weft";
+    options.group = 0;
+    options.rules = {{"layers\\.1|self_attn|up|gate", true, {}, {}}};
+    std::vector<std::string> warnings;
+    options.on_warning = [&](const std::string& text) { warnings.push_back(text); };
+    const fs::path output = folder / method;
+    static_cast<void>(quantize_linear(model, output, options));
+    drift[method] = relative(plain, logits_of(output.string()));
+    const std::vector<float> after = float_weights(output, down);
+    ASSERT_EQ(after.size(), before.size());
+    for (std::size_t j = 0; j < width; ++j)
+      if (j != kColumn) lost[method] += std::pow(static_cast<double>(after[kRow * width + j]) - before[kRow * width + j], 2);
+    if (method == std::string("rtn")) continue;
+    ASSERT_EQ(warnings.size(), 1u);
+    EXPECT_NE(warnings.front().find(fmt::format("{}[{}, {}] = 3.7", down, kRow, kColumn)), std::string::npos) << warnings.front();
+    EXPECT_EQ(after[kRow * width + kColumn], kValue);
+  }
+  EXPECT_LT(lost["super+rtn"], 0.1 * lost["rtn"]);
+  EXPECT_LT(drift["super+rtn"], drift["rtn"]);
+  EXPECT_LT(drift["exact+super+rtn"], drift["rtn"]);
+}
+
+TEST(QuantizeRepair, a_model_without_super_weights_is_told_once_to_have_none) {
+  const TemporaryFolder folder;
+  LinearQuantizeOptions options;
+  options.method = "super+rtn";
+  options.format = "weft";
+  options.rules = {{"layers\\.1|self_attn", true, {}, {}}};
+  std::vector<std::string> warnings;
+  options.on_warning = [&](const std::string& text) { warnings.push_back(text); };
+  const LinearQuantizeReport report = quantize_linear(kModel, folder / "super", options);
+  EXPECT_EQ(warnings, std::vector<std::string>{"super weights: none"});
+  EXPECT_EQ(report.warnings, warnings);
+  options.method = "rtn";
+  static_cast<void>(quantize_linear(kModel, folder / "rtn", options));
+  EXPECT_EQ(testing::read_file(folder / "super/model.safetensors"), testing::read_file(folder / "rtn/model.safetensors"))
+      << "where none is found and nothing clipped, rounding is left";
+  // The best of several limits, none among them, never loses more of a layer's weights.
+  options.method = "super+rtn";
+  options.parameters = {{"super.clip", 0}};
+  const LinearQuantizeReport clipped = quantize_linear(kModel, folder / "clipped", options);
+  ASSERT_EQ(clipped.layers.size(), report.layers.size());
+  for (const auto& layer : report.layers)
+    for (const auto& other : clipped.layers)
+      if (other.name == layer.name) {
+        EXPECT_LE(other.relative_loss, layer.relative_loss) << layer.name;
+      }
+  options.method = "super+gptq";
+  options.format = "gptq";
+  EXPECT_WEFT_ERROR(quantize_linear(kModel, folder / "gptq", options), invalid_argument, "write --format weft");
+}
+
 TEST(QuantizeRepair, an_expert_without_tokens_is_done_by_what_its_neighbours_read) {
   const TemporaryFolder folder;
   fs::create_directories(folder / "model");
