@@ -152,8 +152,9 @@ void add_linear_options(Command& command, const std::shared_ptr<Arguments>& argu
                  "a width for each layer, chosen so that all lose least: 3.2bpw (bits a weight of these layers, with scales) or 2.1GiB (all of the "
                  "model's tensors)",
                  [&linear](const std::string& text) { engine::set_quantize_budget(linear, text); });
-  choice("--budget-by", "WHAT", linear.budget_by, "loss of layers; or whole blocks by what they change (lim) or by their weights alone (zd)",
-         {"loss", "lim", "zd"}, "loss");
+  choice("--budget-by", "WHAT", linear.budget_by,
+         "loss of layers, or of the whole model with one layer so (model); or whole blocks by what they change (lim) or by their weights alone (zd)",
+         {"loss", "model", "lim", "zd"}, "loss");
   command
       .custom({"--widths"}, "N,...", "that a budget chooses from",
               [&linear](const std::string& text) {

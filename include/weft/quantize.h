@@ -42,7 +42,7 @@ struct LinearQuantization {
   /// weight with scales and all; of all the model's tensors, bytes.
   std::optional<double> budget_bits;
   std::optional<std::uint64_t> budget_bytes;
-  std::string budget_by = "loss";  ///< or whole blocks get one of two widths, by what they change (lim) or by their weights alone (zd)
+  std::string budget_by = "loss";  ///< or by the whole model's loss (model); or whole blocks get one of two widths, by lim or zd
   std::vector<int> widths;         ///< to choose from; empty: all that the format holds, of lim and zd 2 and 4
   CalibrationText calibration;     ///< no files: only methods that need none
 };

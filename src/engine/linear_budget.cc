@@ -22,11 +22,12 @@ LinearBudget::LinearBudget(LinearPlan& plan) : plan_(plan), choices_(plan.target
   if (options.budget_bits && !(*options.budget_bits > 0 && std::isfinite(*options.budget_bits)))
     refuse_linear("budget", fmt::format("a budget of {} bits a weight makes no sense", *options.budget_bits), "3.2bpw or 2.1GiB, for instance");
   const std::vector<int> held = plan.is_gptq() ? std::vector<int>{2, 3, 4, 8} : std::vector<int>{2, 3, 4, 5, 6, 7, 8};
-  const bool by_block = options.budget_by != "loss";
+  const bool by_block = options.budget_by != "loss" && options.budget_by != "model";
   if (by_block && options.budget_by != "lim" && options.budget_by != "zd")
-    refuse_linear("budget-by", fmt::format("a budget cannot be spent by '{}'", printable(options.budget_by)), "loss, lim or zd");
-  if (options.budget_by == "lim" && !wants_activations(options))
-    refuse_linear("calibration", "lim looks at what blocks do to a text, and there is none", "give --calibration FILE, or use --budget-by zd");
+    refuse_linear("budget-by", fmt::format("a budget cannot be spent by '{}'", printable(options.budget_by)), "loss, model, lim or zd");
+  if ((options.budget_by == "lim" || options.budget_by == "model") && !wants_activations(options))
+    refuse_linear("calibration", fmt::format("{} looks at what becomes of a text, and there is none", options.budget_by),
+                  fmt::format("give --calibration FILE, or use --budget-by {}", options.budget_by == "lim" ? "zd" : "loss"));
   widths_ = !options.widths.empty() ? options.widths : by_block ? std::vector<int>{2, 4} : held;
   std::sort(widths_.begin(), widths_.end());
   widths_.erase(std::unique(widths_.begin(), widths_.end()), widths_.end());
@@ -127,7 +128,8 @@ void LinearBudget::choose(std::uint64_t other_bytes, const std::function<void(co
           advice);
     budget = std::min(budget, *plan_.options.budget_bytes - others);
   }
-  const std::vector<std::size_t> chosen = plan_.options.budget_by == "loss" ? quantize::allocate(choices_, budget) : raise_blocks(budget);
+  const std::vector<std::size_t> chosen =
+      plan_.options.budget_by == "loss" || plan_.options.budget_by == "model" ? quantize::allocate(choices_, budget) : raise_blocks(budget);
   std::map<int, std::int64_t> counts;
   for (std::size_t i = 0; i < plan_.targets.size(); ++i) {
     if (choices_[i].front().size == 0) continue;

@@ -26,6 +26,7 @@
 #include "engine/linear_plan.h"
 #include "engine/linear_step.h"
 #include "engine/output_job.h"
+#include "engine/tail_loss.h"
 #include "quantize/solver.h"
 #include "weft/error.h"
 
@@ -399,9 +400,11 @@ class LinearJob {
       open_running();
       BlockPassOptions pass_options;
       static_cast<RunOptions&>(pass_options) = options_;
+      if (options_.budget_by == "model") tail_ = std::make_unique<TailLoss>(*running_, tokens_);
       pass_options.only_looks = true;
       BlockPass pass(*running_, tokens_, pass_options);
       static_cast<void>(pass.run([&](Block& block) { weigh_block(block); }));
+      tail_.reset();
       for (LinearStep* step : plan_.all_steps()) step->new_statistics();
     } else {
       MemoryBudget budget(options_.memory_bytes);
@@ -429,13 +432,24 @@ class LinearJob {
       target.bits = bits;
       const Solution solution = solve(target, values, statistics, stand_in, block, true);
       const bool unread = statistics != nullptr && statistics->num_tokens == 0;
-      budget_->add_choice(target, {unread ? loss_of_weights(values, solution.packed.decoded) : solution.loss, solution.packed.size_bytes()});
+      double loss = unread ? loss_of_weights(values, solution.packed.decoded) : solution.loss;
+      if (tail_ != nullptr) {
+        // What the whole model loses with this layer alone so; what is below what float32 tells apart still has an order.
+        constexpr double kLeast = 1e-9;
+        LinearMatrix matrix = block->matrix(target.name);
+        matrix.values = solution.packed.decoded;
+        block->set_matrix(target.name, matrix);
+        loss = std::max(tail_->of(*block), kLeast * (1 + loss));
+        block->reset(target.name);
+      }
+      budget_->add_choice(target, {loss, solution.packed.size_bytes()});
     }
   }
 
   void weigh_block(Block& block) {
     count_read(block);
     budget_->look_at_block(block);
+    if (tail_ != nullptr && block.layer() == 0) tail_->remember(block);
     // As when it is quantized, but for what earlier blocks have lost, and for what is learned once all layers have their codes.
     for (LinearStep* step : plan_.all_steps()) step->before_block(plan_, block);
     std::vector<InputPoint> points;
@@ -459,7 +473,7 @@ class LinearJob {
       for (const InputPoint& point : points) waves.push_back({point});
     for (std::size_t w = 0; w < waves.size() && !points.empty(); ++w) {
       request.points = waves[w];
-      request.last = w + 1 == waves.size();
+      request.last = tail_ == nullptr && w + 1 == waves.size();
       const std::vector<InputStatistics> gathered = block.statistics(request);
       const StandIns stand_ins = stand_ins_for(gathered);
       for (LinearStep* step : plan_.all_steps()) step->new_statistics();
@@ -608,6 +622,7 @@ class LinearJob {
   std::optional<LinearBudget> budget_;
   std::unique_ptr<RunningModel> running_;
   std::set<std::string> told_;      ///< warnings
+  std::unique_ptr<TailLoss> tail_;  ///< while widths are weighed by the whole model's loss
 };
 
 }  // namespace

@@ -55,7 +55,7 @@ struct LinearQuantizeOptions : RunOptions {
   /// weight, scales and all; the tensors of the whole model so many bytes. A rule's width stays.
   std::optional<double> budget_bits;
   std::optional<std::uint64_t> budget_bytes;
-  std::string budget_by = "loss";  ///< the layers' losses; or whole blocks, one of two widths, by what they change (lim) or their weights (zd)
+  std::string budget_by = "loss";  ///< the layers' losses; the model's (model); or whole blocks, one of two widths, by lim or by zd (weights alone)
   std::vector<int> widths;         ///< to choose from; empty: all that the format holds, of lim and zd 2 and 4
   /// What the model is run on: texts, or tokens as they are. Neither: only methods that need none.
   std::optional<CalibrationText> calibration;

@@ -218,6 +218,30 @@ TEST(QuantizeRepair, a_model_without_super_weights_is_told_once_to_have_none) {
   EXPECT_WEFT_ERROR(quantize_linear(kModel, folder / "gptq", options), invalid_argument, "write --format weft");
 }
 
+TEST(QuantizeRepair, a_budget_by_the_models_loss_gives_least_to_layers_that_nothing_hears) {
+  const TemporaryFolder folder;
+  const std::string deaf = "model.layers.1.self_attn.";
+  const std::string model = changed_model(folder / "model", [&](const std::string& name, std::size_t, std::vector<float>& values) {
+    if (name == deaf + "o_proj.weight")
+      for (float& value : values) value *= 1e-5F;
+  });
+  LinearQuantizeOptions options;
+  options.method = "rtn";
+  options.format = "weft";
+  options.group = 64;
+  options.widths = {2, 4};
+  options.budget_bits = 3.2;  // for down alone, or two of the others
+  options.budget_by = "model";
+  options.rules = {{"layers\\.0|mlp", true, {}, {}}};
+  EXPECT_WEFT_ERROR(quantize_linear(model, folder / "out", options), invalid_argument, "--budget-by loss");
+  options.rules = {{"layers\\.0|gate|up", true, {}, {}}};
+  options.calibration = CalibrationText{.files = {fs::path(WEFT_SOURCE_DIR) / "README.md"}, .num_sequences = 4, .length = 64};
+  const LinearQuantizeReport report = quantize_linear(model, folder / "out", options);
+  ASSERT_EQ(report.layers.size(), 5u);
+  EXPECT_LE(report.linear_bits, 3.2);
+  for (const auto& layer : report.layers) EXPECT_EQ(layer.bits > 3.5, layer.name.find("down_proj") != std::string::npos) << layer.name << layer.bits;
+}
+
 TEST(QuantizeRepair, an_expert_without_tokens_is_done_by_what_its_neighbours_read) {
   const TemporaryFolder folder;
   fs::create_directories(folder / "model");
