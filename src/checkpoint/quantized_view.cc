@@ -918,6 +918,16 @@ class Own final : public Packed {
     if (rows <= 0 || columns <= 0 || rows > kMaxSide || columns > kMaxSide) refuse("shape");
     group_ = number("group", 1, kMaxSide);
     if (json.find("row_group") != nullptr) row_group_ = number("row_group", 1, kMaxSide);
+    if (const Json* unit = json.find("scale_unit")) {
+      // As it is read it must be a number that divides.
+      const double value = unit->number().value_or(0);
+      if (!(value >= std::numeric_limits<float>::min() && value <= std::numeric_limits<float>::max())) refuse("scale_unit");
+      unit_ = static_cast<float>(value);
+    }
+    if (const Json* products = json.find("products")) {
+      if (products->string() == nullptr || *products->string() != "E4M3" || levels_ != Levels::integer) refuse("products");
+      rounds_products_ = true;
+    }
     const Json* as = json.find("dtype");
     const std::optional<DType> type = as != nullptr && as->string() != nullptr ? dtype_from_any(*as->string()) : std::nullopt;
     if (!type || !is_scale_type(*type)) refuse("dtype");
@@ -927,6 +937,7 @@ class Own final : public Packed {
     const Shape groups = {(rows + row_group_ - 1) / row_group_, (columns + group_ - 1) / group_};
     need((is_scale_type(scales_.dtype) || scales_.dtype == DType::f8_e8m0 || scales_.dtype == DType::f8_e4m3) && scales_.shape == groups, checkpoint,
          scales_, to_string(groups));
+    if (rounds_products_) need(scales_.dtype == DType::f8_e4m3, checkpoint, scales_, "F8_E4M3, whose products are rounded");
     zero_ = static_cast<float>(1 << (bits_ - 1));
     if (const Json* zero = json.find("zero")) {
       if (!zero->number() || !(std::fabs(*zero->number()) <= 256)) refuse("zero");
@@ -972,13 +983,21 @@ class Own final : public Packed {
     const std::vector<float> scales = scales_of(checkpoint, scales_, read_rows(checkpoint, scales_, first_group, num_groups));
     const std::vector<float> zeros = zeros_of(checkpoint, first_group, num_groups, groups);
     std::vector<std::uint8_t> codes(width);
+    std::array<float, 256> products{};  // of a group's scale with all codes
     for (std::size_t r = 0; r < static_cast<std::size_t>(count); ++r) {
       codec::unpack_words(words.data() + r * row_words, 1, width, bits_, WordForm::stream, codes.data(), 1);
       const auto row_group = static_cast<std::size_t>((first + static_cast<std::int64_t>(r)) / row_group_ - first_group);
       for (std::size_t c = 0; c < width; ++c) {
         const std::size_t s = row_group * groups + c / static_cast<std::size_t>(group_);
-        out[r * width + c] = scales[s] * (levels_ == Levels::integer ? static_cast<float>(codes[c]) - (zeros.empty() ? zero_ : zeros[s])
-                                                                     : codec::level(levels_, codes[c]));
+        const float zero = zeros.empty() ? zero_ : zeros[s], scale = scales[s] * unit_;
+        if (rounds_products_) {
+          if (c % static_cast<std::size_t>(group_) == 0)
+            for (std::size_t code = 0; code < (std::size_t{1} << bits_); ++code)
+              products[code] = codec::rounded_product(static_cast<float>(code) - zero, scale, unit_);
+          out[r * width + c] = products[codes[c]];
+          continue;
+        }
+        out[r * width + c] = scale * (levels_ == Levels::integer ? static_cast<float>(codes[c]) - zero : codec::level(levels_, codes[c]));
       }
     }
     if (left_ != nullptr) {
@@ -1003,7 +1022,7 @@ class Own final : public Packed {
                               .scale_type = kept_as(scales_.dtype),
                               .zero = math::PackedZero::middle,
                               .levels = {}};
-    if (left_ != nullptr || added_ != nullptr) return false;  // more than codes
+    if (left_ != nullptr || added_ != nullptr || unit_ != 1 || rounds_products_) return false;  // more than codes and scales
     if (levels_ == Levels::e4m3) {
       format.type = math::PackedType::e4m3;
     } else if (levels_ != Levels::integer) {
@@ -1120,6 +1139,8 @@ class Own final : public Packed {
   Levels levels_ = Levels::integer;
   int bits_ = 4;
   std::int64_t group_ = 1, row_group_ = 1;
+  float unit_ = 1;  ///< of the scales
+  bool rounds_products_ = false;
   float zero_ = 8;
 };
 

@@ -53,6 +53,8 @@ std::vector<std::uint8_t> integer_zeros(const QuantizedLinear& linear, const cha
 }
 
 void refuse_additions(const QuantizedLinear& linear, const char* format) {
+  if (linear.scale_unit != 1 || linear.rounds_products)
+    no_place(fmt::format("{} has no place for a unit of all scales, and for rounded products", format), "use --format weft");
   if (linear.rank > 0 || !linear.added.empty()) no_place(fmt::format("{} has no place for what is added to the codes", format), "use --format weft");
 }
 
@@ -96,7 +98,10 @@ std::vector<float> QuantizedLinear::decoded() const {
       const auto i = static_cast<std::size_t>(r * columns + c);
       const std::size_t at = scale_index(r, c);
       const float scale = global_divisor != 0 ? scales[at] / global_divisor : scales[at];
-      values[i] = scale * (levels == Levels::integer ? static_cast<float>(codes[i]) - zeros[at] : level(levels, codes[i]));
+      if (rounds_products)
+        values[i] = rounded_product(static_cast<float>(codes[i]) - zeros[at], scale, scale_unit);
+      else
+        values[i] = scale * (levels == Levels::integer ? static_cast<float>(codes[i]) - zeros[at] : level(levels, codes[i]));
     }
   }
   if (rank > 0) add_product(left, right, rows, rank, columns, values);

@@ -22,6 +22,8 @@ struct QuantizedLinear {
   std::int64_t group = 0;              ///< columns a scale; the row's length for one scale a row
   std::int64_t row_group = 1;          ///< rows a scale
   DType scale_type = DType::f16;       ///< what the scales are stored as; they are numbers of it
+  float scale_unit = 1;                ///< scales are this times numbers of their type; only weft's own form has another than 1
+  bool rounds_products = false;        ///< values are the unit times E4M3 numbers, see SliceFormat; only weft's own form
   bool symmetric = false;              ///< all zero points are 2^(bits-1)
   std::vector<std::uint8_t> codes;     ///< [rows, columns]
   std::vector<float> scales;           ///< [row groups, groups]

@@ -44,7 +44,9 @@ std::vector<StoredTensor> write_own(const QuantizedLinear& linear, DType weight_
     pack_words(linear.codes.data() + r * columns, 1, columns, linear.bits, WordForm::stream, codes.data() + r * words, 1);
   std::vector<StoredTensor> out;
   out.push_back(elements<std::uint32_t>("weight_codes", DType::i32, {linear.rows, static_cast<std::int64_t>(words)}, codes));
-  out.push_back(floats("weight_scales", linear.scale_type, {linear.num_row_groups(), linear.num_groups()}, linear.scales));
+  std::vector<float> scales = linear.scales;
+  for (float& scale : scales) scale /= linear.scale_unit;
+  out.push_back(floats("weight_scales", linear.scale_type, {linear.num_row_groups(), linear.num_groups()}, scales));
   // One zero point for all is told with the form; integers take the bits of a code.
   const auto middle = static_cast<float>(1 << (linear.bits - 1));
   const float zero = linear.zeros.empty() || linear.symmetric ? middle : linear.zeros.front();
@@ -89,9 +91,11 @@ std::vector<StoredTensor> write_own(const QuantizedLinear& linear, DType weight_
     out.push_back(floats("weight_added", weight_type, {size}, linear.added));
   }
   const std::string row_group = linear.row_group == 1 ? std::string() : fmt::format(R"(,"row_group":{})", linear.row_group);
+  std::string more = one_zero && zero != middle ? fmt::format(R"(,"zero":{})", zero) : std::string();
+  if (linear.scale_unit != 1) more += fmt::format(R"(,"scale_unit":{})", linear.scale_unit);
+  if (linear.rounds_products) more += R"(,"products":"E4M3")";
   const std::string form = fmt::format(R"({{"levels":"{}","bits":{},"group":{}{},"shape":[{},{}],"dtype":"{}"{}}})", info(linear.levels).name,
-                                       linear.bits, linear.group, row_group, linear.rows, linear.columns, info(weight_type).torch_name,
-                                       one_zero && zero != middle ? fmt::format(R"(,"zero":{})", zero) : "");
+                                       linear.bits, linear.group, row_group, linear.rows, linear.columns, info(weight_type).torch_name, more);
   out.push_back(elements<char>("weight_form", DType::u8, {static_cast<std::int64_t>(form.size())}, form));
   return out;
 }

@@ -84,17 +84,6 @@ float stored(DType type, float value) {
   return std::isinf(rounded) ? std::copysign(largest_of(type), value) : rounded;
 }
 
-/// The scale as its type has it: never 0, infinite or NaN, since readers divide by it.
-float storable_scale(float scale, DType type) {
-  if (!(std::fabs(scale) > 0)) return 1;
-  float rounded = stored(type, scale);
-  if (rounded == 0) {  // below the smallest number
-    for (std::uint32_t code = 1; rounded == 0 && code < 4; ++code) rounded = math::decode_one(type, code);
-    return std::copysign(rounded, scale);
-  }
-  return rounded;
-}
-
 /// Whether a zero point may lie between two codes, so that it is added before rounding.
 bool any_zero(const SliceFormat& format) { return format.zero == Zero::offset || format.zero == Zero::halfway; }
 
@@ -119,22 +108,22 @@ Range range_of(std::span<const float> values) {
 SliceScale scale_for(const Range& range, float share, const SliceFormat& format) {
   if (format.levels != Levels::integer) {
     if (range.largest == 0) return {1, 0};
-    return {storable_scale(share * range.largest / info(format.levels).largest, format.scale_type), 0};
+    return {storable_scale(share * range.largest / info(format.levels).largest, format), 0};
   }
   const auto most = static_cast<float>((1 << format.bits) - 1);
   const float middle = format.middle();
   switch (format.zero) {
     case Zero::centred:
-      return {storable_scale(share * range.largest / (most / 2), format.scale_type), middle};
+      return {storable_scale(share * range.largest / (most / 2), format), middle};
     case Zero::halfway:  // has no code for 0: the least there is for a slice of nothing else
-      return {storable_scale(std::max(share * range.largest / (most / 2), std::numeric_limits<float>::denorm_min()), format.scale_type), most / 2};
+      return {storable_scale(std::max(share * range.largest / (most / 2), std::numeric_limits<float>::denorm_min()), format), most / 2};
     case Zero::restricted:
-      return {storable_scale(share * range.largest / (middle - 1), format.scale_type), middle};
+      return {storable_scale(share * range.largest / (middle - 1), format), middle};
     case Zero::signed_largest:
-      return {storable_scale(share * range.signed_largest / -middle, format.scale_type), middle};
+      return {storable_scale(share * range.signed_largest / -middle, format), middle};
     case Zero::affine: {
       const float low = share * std::min(range.low, 0.0F), high = share * std::max(range.high, 0.0F);
-      const float scale = storable_scale(high / most - low / most, format.scale_type);
+      const float scale = storable_scale(high / most - low / most, format);
       return {scale, high == low ? middle : std::clamp(std::nearbyint(-low / scale), 0.0F, most)};
     }
     case Zero::offset:
@@ -143,7 +132,7 @@ SliceScale scale_for(const Range& range, float share, const SliceFormat& format)
   // Both ends move toward the middle.
   const float centre = 0.5F * range.low + 0.5F * range.high, half = share * (0.5F * range.high - 0.5F * range.low);
   if (half == 0) return {1, stored(format.scale_type, -range.low)};
-  const float scale = storable_scale(half / (most / 2), format.scale_type);
+  const float scale = storable_scale(half / (most / 2), format);
   return {scale, stored(format.scale_type, -(centre - half) / scale)};
 }
 
@@ -168,7 +157,7 @@ SliceScale power_of_two(const Range& range, std::span<const float> values, std::
 /// What a search compares: slice_error, or at least `enough` where it is no less than that.
 double search_error(std::span<const float> values, std::span<const float> weights, const SliceScale& scale, const SliceFormat& format, float norm,
                     double enough) {
-  if (format.levels != Levels::integer || norm != 2) return slice_error(values, weights, scale, format, norm);
+  if (format.levels != Levels::integer || norm != 2 || format.rounds_products) return slice_error(values, weights, scale, format, norm);
   const math::IntegerGrid grid{scale.scale, scale.zero, lowest_code(format), static_cast<float>((1 << format.bits) - 1), any_zero(format)};
   return math::integer_grid_error(values.data(), weights.empty() ? nullptr : weights.data(), values.size(), grid, enough);
 }
@@ -209,11 +198,11 @@ SliceScale refined(SliceScale scale, std::span<const float> values, std::span<co
       if (!(determinant > 1e-12 * a * e)) break;
       const double s = (a * v - c * u) / determinant;
       if (!(std::fabs(s) > 0)) break;
-      next.scale = storable_scale(static_cast<float>(s), format.scale_type);
+      next.scale = storable_scale(static_cast<float>(s), format);
       next.zero = stored(format.scale_type, static_cast<float>(-(u - next.scale * c) / (a * next.scale)));
     } else {
       if (!(e > 0) || v == 0) break;
-      next.scale = storable_scale(static_cast<float>(v / e), format.scale_type);
+      next.scale = storable_scale(static_cast<float>(v / e), format);
     }
     const double error = search_error(values, weights, next, format, 2, least);
     if (!(error < least)) break;
@@ -308,13 +297,37 @@ void encode_slice(std::span<const float> values, const SliceScale& scale, const 
 
 float decode(std::uint8_t code, const SliceScale& scale, const SliceFormat& format) noexcept {
   if (format.levels != Levels::integer) return scale.scale * level(format.levels, code);
+  if (format.rounds_products) return rounded_product(static_cast<float>(code) - scale.zero, scale.scale, format.scale_unit);
   return scale.scale * (static_cast<float>(code) - scale.zero);
+}
+
+float rounded_product(float code, float scale, float unit) noexcept {
+  constexpr float kLargest = 448;
+  const auto rounded = [](float value) { return math::decode_one(DType::f8_e4m3, math::encode_one(DType::f8_e4m3, value)); };
+  // The stored scale exactly, so that products halfway between two numbers go where they do in a table.
+  return unit * rounded(std::clamp(code * rounded(scale / unit), -kLargest, kLargest));
+}
+
+float storable_scale(float scale, const SliceFormat& format) {
+  const DType type = format.scale_type;
+  if (!(std::fabs(scale) > 0)) return format.scale_unit;
+  float rounded = stored(type, scale / format.scale_unit);
+  if (rounded == 0) {  // below the smallest number
+    for (std::uint32_t code = 1; rounded == 0 && code < 4; ++code) rounded = math::decode_one(type, code);
+    rounded = std::copysign(rounded, scale);
+  }
+  return rounded * format.scale_unit;
 }
 
 double slice_error(std::span<const float> values, std::span<const float> weights, const SliceScale& scale, const SliceFormat& format, float norm) {
   double sum = 0;
+  std::array<float, 256> products;
+  if (format.rounds_products)
+    for (std::size_t code = 0; code < (std::size_t{1} << format.bits); ++code)
+      products[code] = decode(static_cast<std::uint8_t>(code), scale, format);
   for (std::size_t i = 0; i < values.size(); ++i) {
-    const float difference = std::fabs(values[i] - round_trip(values[i], scale, format));
+    const float left = format.rounds_products ? products[encode(values[i], scale, format)] : round_trip(values[i], scale, format);
+    const float difference = std::fabs(values[i] - left);
     const double power = norm == 2 ? static_cast<double>(difference) * difference : static_cast<double>(std::pow(difference, norm));
     sum += weights.empty() ? power : power * weights[i];
   }

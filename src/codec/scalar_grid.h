@@ -49,6 +49,8 @@ struct SliceFormat {
   DType scale_type = DType::f32;  ///< what the scale (and a zero point that is no integer) is stored as; codes are made for the rounded one
   float norm = 2.4F;              ///< of the error that shrinking compares
   int shrink_steps = 80;          ///< 1, 0.99, 0.98, ...
+  float scale_unit = 1;           ///< a scale is this times a number of its type
+  bool rounds_products = false;   ///< values are the unit times E4M3 numbers: code times stored scale, rounded, as a table of products holds them
   [[nodiscard]] int code_bits() const noexcept { return levels == Levels::integer ? bits : info(levels).bits; }
   [[nodiscard]] float middle() const noexcept { return static_cast<float>(1 << (bits - 1)); }
 };
@@ -66,6 +68,10 @@ struct SliceScale {
 /// encode() of each value of a slice.
 void encode_slice(std::span<const float> values, const SliceScale& scale, const SliceFormat& format, std::uint8_t* codes);
 [[nodiscard]] float decode(std::uint8_t code, const SliceScale& scale, const SliceFormat& format) noexcept;
+/// unit * E4M3(code * scale / unit): what a table of the products of codes with FP8 scales holds. code: less its zero point.
+[[nodiscard]] float rounded_product(float code, float scale, float unit) noexcept;
+/// The scale as its type has it: never 0, infinite or NaN, since readers divide by it.
+[[nodiscard]] float storable_scale(float scale, const SliceFormat& format);
 /// What is left of a value.
 [[nodiscard]] inline float round_trip(float value, const SliceScale& scale, const SliceFormat& format) noexcept {
   return decode(encode(value, scale, format), scale, format);

@@ -25,6 +25,10 @@ const std::vector<Conflict>& conflicts() {
        {"halfway", "hqq", "decoupleq"},
        "what is kept beside the codes needs a code for 0, which such zero points leave out"},
       {{"super"}, {"omniquant", "flexround", "lrq", "tune"}, "what is learned of a whole block would move weights that are to stay as they are"},
+      {{"fireq", "shifts"},
+       {"hqq", "halfway", "decoupleq", "adadim", "refine", "adaquant", "omniquant", "flexround", "lrq", "tune"},
+       "scales that are found or learned anew are not of that kind"},
+      {{"fireq"}, {"shifts"}, "each has scales of its own kind"},
       {{"super"}, {"lorc"}, "a product of thin matrices would be added to weights that are to stay as they are"},
       {{"rsq"}, {"adaquant"}, "what is held out of learning would count its tokens otherwise"},
   };

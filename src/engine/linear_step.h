@@ -88,6 +88,9 @@ void check_step_parameters(const LinearQuantizeOptions& options);
 [[nodiscard]] std::unique_ptr<LinearStep> make_rtn_step(const LinearPlan& plan);
 [[nodiscard]] std::unique_ptr<LinearStep> make_hqq_step(const LinearPlan& plan);
 [[nodiscard]] std::unique_ptr<LinearStep> make_clip_step(const LinearPlan& plan);
+// linear_scale_forms.cc
+[[nodiscard]] std::unique_ptr<LinearStep> make_fireq_step(const LinearPlan& plan);
+[[nodiscard]] std::unique_ptr<LinearStep> make_shifts_step(const LinearPlan& plan);
 // linear_compensation.cc
 [[nodiscard]] std::unique_ptr<LinearStep> make_gptq_step(const LinearPlan& plan);
 [[nodiscard]] std::unique_ptr<LinearStep> make_gptaq_step(const LinearPlan& plan);

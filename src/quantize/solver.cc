@@ -29,6 +29,8 @@ QuantizedLinear empty_linear(std::int64_t rows, std::int64_t columns, const Solv
   out.group = options.by_output ? 1 : group_of(options, columns);
   out.row_group = options.by_output ? group_of(options, rows) : 1;
   out.scale_type = options.format.scale_type;
+  out.scale_unit = options.format.scale_unit;
+  out.rounds_products = options.format.rounds_products;
   const bool integers = out.levels == Levels::integer;
   out.symmetric = integers && options.format.zero != codec::Zero::affine && options.format.zero != codec::Zero::offset &&
                   options.format.zero != codec::Zero::halfway;
@@ -91,7 +93,58 @@ std::vector<double> projected(const std::vector<double>& matrix, const std::vect
   return out;
 }
 
+/// The scales of a row, which are those of its groups, to what the rule allows.
+void constrain_row(QuantizedLinear& out, std::int64_t row, std::span<const float> values, std::span<const float> importance,
+                   const SolverOptions& options) {
+  if (options.scale_rule == ScaleRule::any) return;
+  const auto first = static_cast<std::size_t>(row * out.num_groups()), count = static_cast<std::size_t>(out.num_groups());
+  constrain_scales(std::span(out.scales).subspan(first, count),
+                   out.zeros.empty() ? std::span<const float>() : std::span(out.zeros).subspan(first, count), values, importance, options);
+}
+
 }  // namespace
+
+void constrain_scales(std::span<float> scales, std::span<const float> zeros, std::span<const float> values, std::span<const float> importance,
+                      const SolverOptions& options) {
+  if (options.scale_rule == ScaleRule::any || scales.empty()) return;
+  if (options.scale_rule == ScaleRule::powers) {
+    for (float& scale : scales) {
+      int exponent = 0;
+      const float fraction = std::frexp(scale, &exponent);  // in [0.5, 1)
+      scale = codec::storable_scale(std::ldexp(1.0F, fraction == 0.5F ? exponent - 1 : exponent), options.format);
+    }
+    return;
+  }
+  const auto group = static_cast<std::size_t>(group_of(options, static_cast<std::int64_t>(values.size())));
+  // The scale of a group of nothing but 0 says nothing.
+  const auto is_empty = [&](std::size_t g) {
+    const auto slice = values.subspan(g * group, std::min(group, values.size() - g * group));
+    return std::all_of(slice.begin(), slice.end(), [](float value) { return value == 0; });
+  };
+  float largest = 0;
+  for (std::size_t g = 0; g < scales.size(); ++g)
+    if (!is_empty(g)) largest = std::max(largest, scales[g]);
+  if (!(largest > 0)) return;
+  for (std::size_t g = 0; g < scales.size(); ++g) {
+    if (is_empty(g)) {
+      scales[g] = largest;
+      continue;
+    }
+    const std::size_t first = g * group, count = std::min(group, values.size() - first);
+    const double steps = std::log2(static_cast<double>(largest) / static_cast<double>(scales[g]));
+    float best = 0;
+    double least = 0;
+    for (const double step : {std::floor(steps), std::ceil(steps)}) {
+      const float candidate = codec::storable_scale(std::ldexp(largest, -static_cast<int>(step)), options.format);
+      const double error = codec::slice_error(values.subspan(first, count), importance.empty() ? importance : importance.subspan(first, count),
+                                              {candidate, zeros.empty() ? 0.0F : zeros[g]}, options.format, 2);
+      if (best != 0 && !(error < least)) continue;
+      best = candidate;
+      least = error;
+    }
+    scales[g] = best;
+  }
+}
 
 QuantizedLinear round_to_nearest(std::span<const float> weights, std::int64_t rows, std::int64_t columns, const SolverOptions& options,
                                  std::span<const float> importance) {
@@ -111,15 +164,16 @@ QuantizedLinear round_to_nearest(std::span<const float> weights, std::int64_t ro
     return out;
   }
   for (std::int64_t r = 0; r < rows; ++r) {
-    for (std::int64_t g = 0; g < out.num_groups(); ++g) {
-      const std::int64_t first = g * out.group, count = std::min(out.group, columns - first);
-      const auto slice = weights.subspan(static_cast<std::size_t>(r * columns + first), static_cast<std::size_t>(count));
-      const SliceScale scale = codec::fit_slice(
-          slice, importance.empty() ? importance : importance.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count)),
-          options.format);
-      put_scale(out, r, g, scale);
-      codec::encode_slice(slice, scale, options.format, out.codes.data() + r * columns + first);
-    }
+    const auto row = weights.subspan(static_cast<std::size_t>(r * columns), static_cast<std::size_t>(columns));
+    const auto slice_of = [&](std::span<const float> all, std::int64_t g) {
+      const std::int64_t first = g * out.group;
+      return all.empty() ? all : all.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(std::min(out.group, columns - first)));
+    };
+    for (std::int64_t g = 0; g < out.num_groups(); ++g)
+      put_scale(out, r, g, codec::fit_slice(slice_of(row, g), slice_of(importance, g), options.format));
+    constrain_row(out, r, row, importance, options);
+    for (std::int64_t g = 0; g < out.num_groups(); ++g)
+      codec::encode_slice(slice_of(row, g), scale_at(out, r, g), options.format, out.codes.data() + r * columns + g * out.group);
   }
   return out;
 }
@@ -219,12 +273,17 @@ void compensate_rows(std::span<const float> weights, const Factor& factor, const
     put_scale(out, row, group, codec::fit_slice(slice, importance, options.format));
   };
   if (fixed_scales) {
-    for (std::int64_t r = first; r < first + count; ++r)
+    std::vector<float> row(static_cast<std::size_t>(n));
+    for (std::int64_t r = first; r < first + count; ++r) {
+      for (std::int64_t c = 0; c < n; ++c)
+        row[static_cast<std::size_t>(c)] = factor.dead[static_cast<std::size_t>(c)] ? 0.0F : weights[static_cast<std::size_t>(r * n + c)];
       for (std::int64_t g = 0; g < out.num_groups(); ++g)
         fit(r, g, g * out.group, [&](std::int64_t c) {
-          slice.push_back(factor.dead[static_cast<std::size_t>(c)] ? 0.0F : weights[static_cast<std::size_t>(r * n + c)]);
+          slice.push_back(row[static_cast<std::size_t>(c)]);
           importance.push_back(factor.importance[static_cast<std::size_t>(c)]);
         });
+      constrain_row(out, r, row, factor.importance, options);
+    }
   }
   // Blocks end where groups begin, so that no group is fitted to weights that an error has still to reach.
   std::int64_t step = std::max<std::int64_t>(1, options.block);

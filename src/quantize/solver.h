@@ -17,6 +17,13 @@ enum class Order : std::uint8_t {
   by_group,       ///< the group with the loudest first, and within it the loudest first: a group is done before the next begins
 };
 
+/// What scales may be, so that codes of few bits become numbers of a larger floating-point type by arithmetic on exponents alone (ZeroQuant-FP).
+enum class ScaleRule : std::uint8_t {
+  any,
+  powers,  ///< of two, rounded up: nothing is clipped (M1)
+  ratios,  ///< a row's largest scale over powers of two, whichever of the two nearest loses less (M2)
+};
+
 struct SolverOptions {
   codec::SliceFormat format;
   std::int64_t group = 128;  ///< columns a scale; 0: a row
@@ -26,7 +33,8 @@ struct SolverOptions {
   /// Groups of neighbouring columns, with scales from the weights as they came: needs no map of groups in the file. Otherwise scales are from what is
   /// left of a group when its turn comes, and groups are of columns as they are worked on (by_group: of neighbouring ones all the same).
   bool static_groups = true;
-  double damping = 0.01;  ///< of the mean of H's diagonal
+  ScaleRule scale_rule = ScaleRule::any;  ///< of groups that do not move
+  double damping = 0.01;                  ///< of the mean of H's diagonal
   /// What an error of a column counts when scales are searched: by H's diagonal, or by what is left of it once the columns that follow have made good
   /// what they can.
   bool leftover = false;
@@ -34,6 +42,11 @@ struct SolverOptions {
   /// Shares of the two terms for inputs that have drifted away from those of the unchanged model; need `cross`.
   double drift = 0, residual = 0;
 };
+
+/// Brings the scales of a row's groups to what the rule allows. values: the row's; zeros: like scales, or empty; importance: of errors, [columns] or
+/// empty.
+void constrain_scales(std::span<float> scales, std::span<const float> zeros, std::span<const float> values, std::span<const float> importance,
+                      const SolverOptions& options);
 
 /// Rounds. importance: [columns], of errors; empty: all alike.
 [[nodiscard]] codec::QuantizedLinear round_to_nearest(std::span<const float> weights, std::int64_t rows, std::int64_t columns,

@@ -510,5 +510,43 @@ TEST(QuantizedView, zero_points_that_begin_a_word_for_each_row_are_those_of_one_
   }
 }
 
+TEST(QuantizedView, scales_with_a_unit_and_rounded_products_are_read_as_they_were_written) {
+  codec::QuantizedLinear linear;
+  linear.rows = 2, linear.columns = 32, linear.group = 16;
+  linear.scale_type = DType::f8_e4m3;
+  linear.scale_unit = 0.0123F;
+  linear.rounds_products = true;
+  linear.symmetric = true;
+  for (std::uint8_t i = 0; i < 64; ++i) linear.codes.push_back(i * 5 % 16);
+  for (const float scale : {1.0F, 0.40625F, 60.0F, 0.015625F}) linear.scales.push_back(scale * linear.scale_unit);
+  linear.zeros.assign(4, 8);
+  const auto view_of = [&](const std::string& from, const std::string& to) {
+    std::vector<MemoryCheckpoint::Tensor> tensors;
+    for (codec::StoredTensor& tensor : codec::write_own(linear, DType::f32)) {
+      if (tensor.name == "weight_form" && !from.empty()) {
+        std::string form(reinterpret_cast<const char*>(tensor.bytes.data()), tensor.bytes.size());
+        form.replace(form.find(from), from.size(), to);
+        tensor.bytes.assign(reinterpret_cast<const std::byte*>(form.data()), reinterpret_cast<const std::byte*>(form.data() + form.size()));
+        tensor.shape = {static_cast<std::int64_t>(form.size())};
+      }
+      tensors.push_back({"layer." + tensor.name, tensor.dtype, tensor.shape, std::move(tensor.bytes)});
+    }
+    std::string not_read;
+    return decode_quantized(std::make_shared<MemoryCheckpoint>(std::move(tensors)), config_of(R"({"quant_method": "weft"})"), not_read);
+  };
+  const auto view = view_of("", "");
+  const TensorInfo& tensor = view->tensor("layer.weight");
+  std::vector<float> values(64);
+  view->read_bytes(tensor, 0, std::as_writable_bytes(std::span(values)));
+  EXPECT_EQ(values, linear.decoded());
+  // (15 - 8) * 0.40625 = 2.84375 lies between 2.75 and 3.
+  linear.codes[16] = 15;
+  EXPECT_EQ(linear.decoded()[16], 0.0123F * 2.75F);
+  for (const auto& [from, to] :
+       {std::pair(R"("scale_unit":0.0123)", R"("scale_unit":0)"), std::pair(R"("scale_unit":0.0123)", R"("scale_unit":1e99)"),
+        std::pair(R"("E4M3"})", R"("E5M2"})"), std::pair(R"("levels":"integer")", R"("levels":"NF4")")})
+    EXPECT_WEFT_ERROR(static_cast<void>(view_of(from, to)), corrupt, "layer");
+}
+
 }  // namespace
 }  // namespace weft

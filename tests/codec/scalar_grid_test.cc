@@ -209,5 +209,36 @@ TEST(ScalarGrid, half_quadratic_splitting_keeps_the_mean_absolute_error_below_th
   EXPECT_LT(hqq, 0.98 * plain);
 }
 
+TEST(ScalarGrid, products_of_codes_and_fp8_scales_are_the_numbers_of_fp8_that_are_nearest) {
+  // All that E4M3 has, slowly.
+  std::vector<double> numbers;
+  for (int exponent = 0; exponent < 16; ++exponent)
+    for (int mantissa = 0; mantissa < 8; ++mantissa)
+      if (exponent < 15 || mantissa < 7) numbers.push_back(exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(8 + mantissa, exponent - 10));
+  constexpr float kUnit = 0.00037F;
+  for (const double scale : numbers) {
+    if (scale == 0 || scale > 64) continue;
+    const SliceFormat format{.bits = 4, .zero = Zero::restricted, .scale_type = DType::f8_e4m3, .scale_unit = kUnit, .rounds_products = true};
+    const float stored = static_cast<float>(scale) * kUnit;
+    EXPECT_EQ(storable_scale(stored, format), stored);
+    for (int code = 1; code < 16; ++code) {
+      const double product = (code - 8) * scale;
+      double nearest = 0, least = 1e9;
+      bool tie = false;
+      for (const double number : numbers)
+        for (const double candidate : {number, -number}) {
+          const double distance = std::fabs(candidate - product);
+          tie = distance == least ? tie || std::fabs(candidate) != std::fabs(nearest) : distance < least ? false : tie;
+          if (distance < least) least = distance, nearest = candidate;
+        }
+      const float got = decode(static_cast<std::uint8_t>(code), {stored, 8}, format);
+      if (!tie) {
+        EXPECT_EQ(got, kUnit * static_cast<float>(nearest)) << product;
+      }
+      EXPECT_LE(std::fabs(static_cast<double>(got / kUnit) - product), least * (1 + 1e-6) + 1e-6 * std::fabs(product));
+    }
+  }
+}
+
 }  // namespace
 }  // namespace weft::codec

@@ -295,5 +295,62 @@ TEST(QuantizeRepair, an_expert_without_tokens_is_done_by_what_its_neighbours_rea
   for (const auto& layer : report.layers) EXPECT_EQ(layer.method, "gptq") << layer.name;
 }
 
+TEST(QuantizeRepair, scales_of_8_bits_take_less_room_and_their_products_are_what_runs) {
+  const TemporaryFolder folder;
+  LinearQuantizeOptions options;
+  options.format = "weft";
+  options.symmetric = true;
+  options.group = 64;
+  options.rules = {{"layers\\.1|self_attn", true, {}, {}}};
+  std::map<std::string, LinearQuantizeReport> reports;
+  for (const char* method : {"rtn", "fireq+rtn"}) {
+    options.method = method;
+    reports[method] = quantize_linear(kModel, folder / method, options);
+  }
+  EXPECT_NEAR(reports["rtn"].linear_bits - reports["fireq+rtn"].linear_bits, 8.0 / 64, 0.02);
+  for (std::size_t i = 0; i < reports["rtn"].layers.size(); ++i) {
+    const double plain = reports["rtn"].layers[i].relative_loss, own = reports["fireq+rtn"].layers[i].relative_loss;
+    EXPECT_GT(own, plain) << "the products are rounded, which costs something";
+    EXPECT_LT(own, 1.5 * plain);
+  }
+  options.method = "fireq+gptq";
+  options.format = "gptq";
+  options.tokens = some_tokens(2, 32);
+  EXPECT_WEFT_ERROR(quantize_linear(kModel, folder / "gptq", options), invalid_argument, "write --format weft");
+  options.format = "weft";
+  options.method = "fireq+refine";
+  EXPECT_WEFT_ERROR(quantize_linear(kModel, folder / "refined", options), invalid_argument, "do not go together");
+}
+
+TEST(QuantizeRepair, scales_that_shift_are_held_by_every_format_of_free_scales) {
+  const TemporaryFolder folder;
+  LinearQuantizeOptions options;
+  options.group = 64;
+  options.rules = {{"layers\\.1|self_attn|down", true, {}, {}}};
+  for (const char* format : {"gptq", "compressed-tensors", "weft"}) {
+    SCOPED_TRACE(format);
+    options.format = format;
+    options.symmetric = true;
+    std::map<int, double> loss;
+    for (const int rule : {0, 1, 2}) {
+      options.method = rule == 0 ? "rtn" : "shifts+rtn";
+      options.parameters.clear();
+      if (rule > 0) options.parameters = {{"shifts.rule", rule}};
+      const fs::path output = folder / fmt::format("{}-{}", format, rule);
+      loss[rule] = quantize_linear(kModel, output, options).layers.front().relative_loss;
+    }
+    EXPECT_LT(loss[2], loss[1]);
+    EXPECT_LT(loss[0], loss[2]);
+    EXPECT_LT(loss[1], 3 * loss[0]);
+  }
+  options.method = "shifts+rtn";
+  options.parameters = {{"shifts.rule", 1.5}};
+  EXPECT_WEFT_ERROR(quantize_linear(kModel, folder / "none", options), invalid_argument, "1 or 2");
+  options.parameters.clear();
+  options.format = "compressed-tensors";
+  options.numbers = "mxfp4";
+  EXPECT_WEFT_ERROR(quantize_linear(kModel, folder / "mx", options), invalid_argument, "powers of two already");
+}
+
 }  // namespace
 }  // namespace weft::engine

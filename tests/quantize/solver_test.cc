@@ -335,5 +335,60 @@ TEST(Solver, groups_may_be_short_at_the_end_or_longer_than_the_row) {
   }
 }
 
+TEST(Solver, scales_become_powers_of_two_or_ratios_of_them) {
+  // Groups of two of E2M1 whose largest values are 6 times the scales.
+  const std::vector<float> values = {0.66F, 0.1F, 1.2F, 0.3F, 2.22F, -0.4F};
+  SolverOptions options{.format = {.levels = codec::Levels::e2m1}, .group = 2, .scale_rule = ScaleRule::powers};
+  const auto scales_of = [&](std::vector<float> scales) {
+    constrain_scales(scales, {}, values, {}, options);
+    return scales;
+  };
+  EXPECT_EQ(scales_of({0.11F, 0.2F, 0.37F}), (std::vector<float>{0.125F, 0.25F, 0.5F}));
+  EXPECT_EQ(scales_of({0.125F, 0.5F, 1}), (std::vector<float>{0.125F, 0.5F, 1})) << "powers stay";
+  options.scale_rule = ScaleRule::ratios;
+  const std::vector<float> ratios = scales_of({0.11F, 0.2F, 0.37F});
+  // Of 0.0925 and 0.185 either, whichever loses less; never another.
+  for (std::size_t g = 0; g < 2; ++g) {
+    double least = 1e9;
+    float wanted = 0;
+    for (const float candidate : {0.37F / 2, 0.37F / (g == 0 ? 4.0F : 1.0F)}) {
+      const double error = codec::slice_error(std::span(values).subspan(2 * g, 2), {}, {candidate, 0}, options.format, 2);
+      if (error < least) least = error, wanted = candidate;
+    }
+    EXPECT_EQ(ratios[g], wanted);
+  }
+  EXPECT_EQ(ratios[2], 0.37F);
+  const std::vector<float> silent = {0, 0, 1.2F, 0.3F, 2.22F, -0.4F};
+  std::vector<float> scales = {1, 0.2F, 0.37F};
+  constrain_scales(scales, {}, silent, {}, options);
+  EXPECT_EQ(scales[0], 0.37F) << "a group of nothing but 0 does not count";
+}
+
+TEST(Solver, every_row_of_constrained_scales_keeps_to_its_rule_and_loses_little_more) {
+  const std::vector<float> weights = random_values(kRows * kColumns, 22, 0.05F);
+  const std::vector<double> gram = gram_of(kColumns, 2000, 23);
+  for (const bool integers : {false, true}) {
+    std::vector<double> losses;
+    for (const ScaleRule rule : {ScaleRule::any, ScaleRule::ratios, ScaleRule::powers}) {
+      SolverOptions options{.format = {.levels = integers ? codec::Levels::integer : codec::Levels::e2m1, .scale_type = DType::f16}, .group = 16};
+      options.scale_rule = rule;
+      double loss = 0;
+      for (const QuantizedLinear& linear :
+           {round_to_nearest(weights, kRows, kColumns, options), compensate(weights, kRows, kColumns, factorise(gram, kColumns, options), options)}) {
+        for (std::size_t i = 0; i < linear.scales.size() && rule != ScaleRule::any; ++i) {
+          const auto row = linear.scales.begin() + static_cast<std::ptrdiff_t>(i / 4 * 4);
+          const float largest = rule == ScaleRule::powers ? 1 : *std::max_element(row, row + 4);
+          const float steps = std::log2(linear.scales[i] / largest);
+          EXPECT_EQ(steps, std::nearbyint(steps));
+        }
+        loss += loss_of(weights, linear, gram);
+      }
+      losses.push_back(loss);
+    }
+    EXPECT_LT(losses[1], 1.7 * losses[0]);
+    EXPECT_LT(losses[2], 2.6 * losses[0]) << "steps are 1.5 times as wide, whose squares are 2.2 times as large in the mean";
+  }
+}
+
 }  // namespace
 }  // namespace weft::quantize
