@@ -94,6 +94,8 @@ void check_step_parameters(const LinearQuantizeOptions& options);
 // linear_compensation.cc
 [[nodiscard]] std::unique_ptr<LinearStep> make_gptq_step(const LinearPlan& plan);
 [[nodiscard]] std::unique_ptr<LinearStep> make_gptaq_step(const LinearPlan& plan);
+// linear_keys.cc
+[[nodiscard]] std::unique_ptr<LinearStep> make_keys_step(const LinearPlan& plan);
 // linear_super.cc
 [[nodiscard]] std::unique_ptr<LinearStep> make_super_step(const LinearPlan& plan);
 // linear_decouple.cc

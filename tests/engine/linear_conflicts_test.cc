@@ -23,11 +23,13 @@ LinearRule rule_of(const std::string& method) {
 }
 
 TEST(LinearConflicts, steps_that_would_work_on_what_another_made_of_another_kind_are_refused) {
-  for (const char* method :
-       {"awq+pqi", "adadim+gptq+tune", "halfway+hqq", "exact+halfway+rtn", "gwq+hqq", "rsq+gptq+adaquant", "adadim+decoupleq", "exact+decoupleq"})
+  for (const char* method : {"awq+pqi", "adadim+gptq+tune", "halfway+hqq", "exact+halfway+rtn", "gwq+hqq", "rsq+gptq+adaquant", "adadim+decoupleq",
+                             "exact+decoupleq", "super+hqq", "super+gptq+tune", "super+rtn+lorc", "fireq+shifts", "fireq+gptq+refine", "shifts+decoupleq",
+                             "shifts+gptq+adaquant"})
     EXPECT_WEFT_ERROR(LinearPlan(options_of(method)), invalid_argument, "do not go together");
   for (const char* method : {"awq+gptq", "smooth+rtn+lorc", "halfway+gptq+refine", "exact+gptq+refine+lorc", "rsq+gptq", "gptaq+dac", "awq+gptaq",
-                             "smooth+decoupleq", "dsq+gptaq", "awq+gptq+dac", "halfway+gptq+omniquant", "decoupleq+tune", "hqq+lrq"})
+                             "smooth+decoupleq", "dsq+gptaq", "awq+gptq+dac", "halfway+gptq+omniquant", "decoupleq+tune", "hqq+lrq",
+                             "super+exact+gptq+refine", "keys+smooth+fireq+gptq", "shifts+gptq+lorc"})
     EXPECT_NO_THROW(LinearPlan(options_of(method))) << method;
 }
 

@@ -295,6 +295,24 @@ TEST(QuantizeRepair, an_expert_without_tokens_is_done_by_what_its_neighbours_rea
   for (const auto& layer : report.layers) EXPECT_EQ(layer.method, "gptq") << layer.name;
 }
 
+TEST(QuantizeRepair, smoothed_keys_leave_the_model_as_it_was) {
+  const TemporaryFolder folder;
+  const std::string model = changed_model(folder / "model", [](const std::string&, std::size_t, std::vector<float>&) {});
+  LinearQuantizeOptions options;
+  options.format = "weft";
+  options.bits = 8;
+  options.group = 64;
+  options.tokens = some_tokens(4, 48);
+  options.rules = {{"layers\\.0|self_attn|up|gate", true, {}, {}}};
+  for (const char* method : {"rtn", "keys+rtn"}) {
+    options.method = method;
+    static_cast<void>(quantize_linear(model, folder / method, options));
+  }
+  EXPECT_LT(relative(logits_of((folder / "rtn").string()), logits_of((folder / "keys+rtn").string())), 1e-5);
+  const std::string keys = "model.layers.0.self_attn.k_proj.weight";
+  EXPECT_GT(relative(float_weights(folder / "rtn", keys), float_weights(folder / "keys+rtn", keys)), 0.01);
+}
+
 TEST(QuantizeRepair, scales_of_8_bits_take_less_room_and_their_products_are_what_runs) {
   const TemporaryFolder folder;
   LinearQuantizeOptions options;
