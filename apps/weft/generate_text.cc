@@ -146,6 +146,7 @@ Command generate_text_command() {
                                 [target = arguments.get()](const std::string& text) { target->options.stops.push_back(text); });
   stop.repeated = true;
   command.flag({"--ignore-end"}, arguments->options.ignore_end, "go on behind the model's end token");
+  arguments->running.precision = "packed";
   add_running_options(command, arguments->running);
   add_job_options(command, arguments->running.common);
   add_print_options(command, arguments->running.common);
