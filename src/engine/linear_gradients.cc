@@ -13,6 +13,7 @@
 #include "engine/gradient_scores.h"
 #include "engine/linear_step.h"
 #include "engine/measure_input.h"
+#include "engine/running_model.h"
 #include "math/convert.h"
 #include "weft/error.h"
 
@@ -163,12 +164,13 @@ class PqiStep final : public LinearStep {
     };
     with(false);
     std::vector<std::string> names;
-    for (const auto& layer : quantize_linear(*model_, scratch.path() / "1", rest).layers) names.push_back(layer.name);
+    // As the network that runs calls them, like what is opened below.
+    for (const auto& layer : quantize_linear(*model_, scratch.path() / "1", rest).layers) names.push_back(plan.find(layer.name)->name);
     std::vector<double> sums;
     std::vector<std::uint64_t> sizes;
     std::uint64_t all = 0;
     {
-      const auto quantized = open_checkpoint((scratch.path() / "1").string());
+      const auto quantized = open_model_files((scratch.path() / "1").string()).checkpoint;
       const PathScores scores = score_path(model, quantized, block.running().json(), block.tokens(), names, num_points_,
                                            scoring_of(options, num_sequences_, "following the way to the codes"));
       for (const std::string& name : names) {
@@ -195,7 +197,7 @@ class PqiStep final : public LinearStep {
       rest.parameters["pqi.share"] = 0.5;  // of no effect beside what is given
       rest.taken_at = &outliers;
       static_cast<void>(quantize_linear(*model_, scratch.path() / "2", rest));
-      restore(options, block, model, open_checkpoint((scratch.path() / "2").string()), names, num_restored);
+      restore(options, block, model, open_model_files((scratch.path() / "2").string()).checkpoint, names, num_restored);
     }
     outliers_ = std::move(outliers);
   }
