@@ -19,6 +19,7 @@
 #include "model/space_map.h"
 #include "support/errors.h"
 #include "support/temporary_folder.h"
+#include "support/tiny_runs.h"
 
 // Steps that turn, scale and shift what layers read, from end to end: rotate, rsq, adadim, dsq, dac, smoothplus.
 namespace weft::engine {
@@ -27,30 +28,11 @@ namespace {
 namespace fs = std::filesystem;
 using model::Role;
 using testing::TemporaryFolder;
+using testing::relative;
+using testing::some_tokens;
+using testing::values_of;
 
 const std::string kModel = std::string(WEFT_SOURCE_DIR) + "/models/tiny-base";
-
-std::shared_ptr<const CalibrationTokens> some_tokens(std::size_t num_sequences, std::size_t length) {
-  auto tokens = std::make_shared<CalibrationTokens>();
-  std::uint32_t state = 1;
-  for (std::size_t s = 0; s < num_sequences; ++s) {
-    auto& sequence = tokens->sequences.emplace_back();
-    for (std::size_t t = 0; t < length; ++t) {
-      state = state * 1664525U + 1013904223U;
-      sequence.push_back((state >> 8) % 1000);
-    }
-  }
-  return tokens;
-}
-
-std::vector<float> values_of(const Checkpoint& checkpoint, const std::string& name) {
-  const TensorInfo& tensor = checkpoint.tensor(name);
-  std::vector<std::byte> bytes(tensor.size_bytes);
-  checkpoint.read_bytes(tensor, 0, bytes);
-  std::vector<float> values(tensor.num_elements);
-  math::decode(tensor.dtype, bytes, values);
-  return values;
-}
 
 std::vector<float> logits_of(const std::string& model) {
   RunningModel running(model, {});
@@ -61,14 +43,6 @@ std::vector<float> logits_of(const std::string& model) {
   std::vector<float> out(ids.size() * static_cast<std::size_t>(running.config().vocab));
   running.network().logits({rows.data(), ids.size(), hidden, hidden}, out);
   return out;
-}
-double relative(const std::vector<float>& a, const std::vector<float>& b) {
-  double difference = 0, size = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    difference += std::pow(static_cast<double>(a[i]) - static_cast<double>(b[i]), 2);
-    size += std::pow(static_cast<double>(a[i]), 2);
-  }
-  return std::sqrt(difference / size);
 }
 
 LinearQuantizeOptions with(const std::string& method, const std::string& format, int bits, std::int64_t group) {

@@ -20,6 +20,7 @@
 #include "model/block_gradient.h"
 #include "support/errors.h"
 #include "support/temporary_folder.h"
+#include "support/tiny_runs.h"
 
 // Steps that need gradients, on the small model of the repository.
 namespace weft::engine {
@@ -27,6 +28,7 @@ namespace {
 
 namespace fs = std::filesystem;
 using testing::TemporaryFolder;
+using testing::values_of;
 
 const std::string kModel = std::string(WEFT_SOURCE_DIR) + "/models/tiny-base";
 const std::string kUp = "model.layers.0.mlp.up_proj.weight";
@@ -56,15 +58,6 @@ LinearQuantizeOptions options_for(const std::string& method, int bits, const std
   options.tokens = learned_text();
   options.threads = 2;
   return options;
-}
-
-std::vector<float> values_of(const Checkpoint& checkpoint, const std::string& name) {
-  const TensorInfo& tensor = checkpoint.tensor(name);
-  std::vector<std::byte> bytes(tensor.size_bytes);
-  checkpoint.read_bytes(tensor, 0, bytes);
-  std::vector<float> values(tensor.num_elements);
-  math::decode(tensor.dtype, bytes, values);
-  return values;
 }
 
 /// Nats a token on text that nothing was learned from.

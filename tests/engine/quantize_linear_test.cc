@@ -19,6 +19,7 @@
 #include "math/convert.h"
 #include "support/errors.h"
 #include "support/temporary_folder.h"
+#include "support/tiny_runs.h"
 #include "weft/inspect.h"
 
 namespace weft::engine {
@@ -26,62 +27,17 @@ namespace {
 
 namespace fs = std::filesystem;
 using testing::TemporaryFolder;
+using testing::logits_of;
+using testing::relative;
+using testing::some_tokens;
+using testing::values_of;
 
 const std::string kModel = std::string(WEFT_SOURCE_DIR) + "/models/tiny-base";
 const std::string kUp = "model.layers.0.mlp.up_proj.weight";
 
-std::shared_ptr<const CalibrationTokens> some_tokens(std::size_t num_sequences, std::size_t length) {
-  auto tokens = std::make_shared<CalibrationTokens>();
-  std::uint32_t state = 1;
-  for (std::size_t s = 0; s < num_sequences; ++s) {
-    auto& sequence = tokens->sequences.emplace_back();
-    for (std::size_t t = 0; t < length; ++t) {
-      state = state * 1664525U + 1013904223U;
-      sequence.push_back((state >> 8) % 1000);
-    }
-  }
-  return tokens;
-}
-
-std::vector<float> values_of(const Checkpoint& checkpoint, const std::string& name) {
-  const TensorInfo& tensor = checkpoint.tensor(name);
-  std::vector<std::byte> bytes(tensor.size_bytes);
-  checkpoint.read_bytes(tensor, 0, bytes);
-  std::vector<float> values(tensor.num_elements);
-  math::decode(tensor.dtype, bytes, values);
-  return values;
-}
-
 /// ||a - b|| / ||a|| of two tensors of one name.
 double distance(const Checkpoint& a, const Checkpoint& b, const std::string& name) {
-  const std::vector<float> x = values_of(a, name), y = values_of(b, name);
-  double difference = 0, size = 0;
-  for (std::size_t i = 0; i < x.size(); ++i) {
-    difference += std::pow(static_cast<double>(x[i]) - y[i], 2);
-    size += std::pow(static_cast<double>(x[i]), 2);
-  }
-  return std::sqrt(difference / size);
-}
-
-/// Logits of a few tokens.
-std::vector<float> logits_of(const std::string& model) {
-  RunningModel running(model, {});
-  const std::vector<std::uint32_t> ids = some_tokens(1, 40)->sequences.front();
-  const model::TokenChunk chunk{nullptr, ids, {}};
-  std::vector<float> rows = running.network().run(std::span(&chunk, 1));
-  running.network().normalise(rows);
-  const auto hidden = static_cast<std::size_t>(running.config().hidden);
-  std::vector<float> out(ids.size() * static_cast<std::size_t>(running.config().vocab));
-  running.network().logits({rows.data(), ids.size(), hidden, hidden}, out);
-  return out;
-}
-double relative(const std::vector<float>& a, const std::vector<float>& b) {
-  double difference = 0, size = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    difference += std::pow(static_cast<double>(a[i]) - b[i], 2);
-    size += std::pow(static_cast<double>(a[i]), 2);
-  }
-  return std::sqrt(difference / size);
+  return relative(values_of(a, name), values_of(b, name));
 }
 
 struct Case {

@@ -17,53 +17,23 @@
 #include "support/read_all.h"
 #include "support/safetensors_bytes.h"
 #include "support/temporary_folder.h"
+#include "support/tiny_runs.h"
 
 // Methods that fit scales, keep single weights, and make statistics good again, from the options to a model that runs.
 namespace weft::engine {
 namespace {
 
 namespace fs = std::filesystem;
+using testing::logits_of;
+using testing::relative;
+using testing::some_tokens;
 using testing::TemporaryFolder;
 
 const std::string kModel = std::string(WEFT_SOURCE_DIR) + "/models/tiny-base";
 
-std::shared_ptr<const CalibrationTokens> some_tokens(std::size_t num_sequences, std::size_t length) {
-  auto tokens = std::make_shared<CalibrationTokens>();
-  std::uint32_t state = 1;
-  for (std::size_t s = 0; s < num_sequences; ++s) {
-    auto& sequence = tokens->sequences.emplace_back();
-    for (std::size_t t = 0; t < length; ++t) {
-      state = state * 1664525U + 1013904223U;
-      sequence.push_back((state >> 8) % 1000);
-    }
-  }
-  return tokens;
-}
-
-/// Logits of the first calibration sequence.
-std::vector<float> logits_of(const std::string& model) {
-  RunningModel running(model, {});
-  const std::vector<std::uint32_t> ids = some_tokens(1, 60)->sequences.front();
-  const model::TokenChunk chunk{nullptr, ids, {}};
-  std::vector<float> rows = running.network().run(std::span(&chunk, 1));
-  running.network().normalise(rows);
-  const auto hidden = static_cast<std::size_t>(running.config().hidden);
-  std::vector<float> out(ids.size() * static_cast<std::size_t>(running.config().vocab));
-  running.network().logits({rows.data(), ids.size(), hidden, hidden}, out);
-  return out;
-}
-double relative(const std::vector<float>& a, const std::vector<float>& b) {
-  double difference = 0, size = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    difference += std::pow(static_cast<double>(a[i]) - b[i], 2);
-    size += std::pow(static_cast<double>(a[i]), 2);
-  }
-  return std::sqrt(difference / size);
-}
-
 TEST(QuantizeRepair, codes_and_scales_by_turns_lose_less_than_compensation_in_every_format) {
   const TemporaryFolder folder;
-  const std::vector<float> plain = logits_of(kModel);
+  const std::vector<float> plain = logits_of(kModel, 60);
   for (const char* format : {"weft", "gptq_v2", "gptq", "compressed-tensors"}) {
     SCOPED_TRACE(format);
     std::map<std::string, double> drift, loss;
@@ -81,7 +51,7 @@ TEST(QuantizeRepair, codes_and_scales_by_turns_lose_less_than_compensation_in_ev
       const LinearQuantizeReport report = quantize_linear(kModel, output, options);
       ASSERT_EQ(report.layers.size(), 3u);
       loss[method] = report.layers.front().relative_loss;
-      drift[method] = relative(plain, logits_of(output.string()));
+      drift[method] = relative(plain, logits_of(output.string(), 60));
       if (std::string(format) == "weft") {
         // Codes, 16 bits of scale a group, and a zero point: as wide as a code, or as a scale.
         EXPECT_NEAR(report.linear_bits, method == std::string("gptq") ? 2 + 18.0 / 64 : 2 + 32.0 / 64, 0.02);
@@ -109,7 +79,7 @@ TEST(QuantizeRepair, parameters_of_steps_are_checked_and_count) {
 
 TEST(QuantizeRepair, drift_of_inputs_is_made_good_by_turns) {
   const TemporaryFolder folder;
-  const std::vector<float> plain = logits_of(kModel);
+  const std::vector<float> plain = logits_of(kModel, 60);
   std::map<double, double> off;
   for (const double drift : {0.0, 0.5}) {
     LinearQuantizeOptions options;
@@ -122,7 +92,7 @@ TEST(QuantizeRepair, drift_of_inputs_is_made_good_by_turns) {
     options.parameters = {{"decoupleq.drift", drift}, {"decoupleq.rounds", 1}, {"decoupleq.sweeps", 1}};
     const fs::path output = folder / fmt::format("drift-{}", drift);
     static_cast<void>(quantize_linear(kModel, output, options));
-    off[drift] = relative(plain, logits_of(output.string()));
+    off[drift] = relative(plain, logits_of(output.string(), 60));
   }
   EXPECT_LT(off[0.5], off[0.0]);
 }
@@ -160,7 +130,7 @@ TEST(QuantizeRepair, a_planted_super_weight_is_found_and_kept_and_its_row_loses_
       for (std::size_t j = 0; j < width; ++j) values[kColumn * width + j] *= 1000;
     if (name == down) values[kRow * width + kColumn] = kValue;
   });
-  const std::vector<float> plain = logits_of(model), before = float_weights(model, down);
+  const std::vector<float> plain = logits_of(model, 60), before = float_weights(model, down);
   const std::size_t width = before.size() / 256;
   std::map<std::string, double> drift, lost;
   for (const char* method : {"rtn", "super+rtn", "exact+super+rtn"}) {
@@ -174,7 +144,7 @@ TEST(QuantizeRepair, a_planted_super_weight_is_found_and_kept_and_its_row_loses_
     options.on_warning = [&](const std::string& text) { warnings.push_back(text); };
     const fs::path output = folder / method;
     static_cast<void>(quantize_linear(model, output, options));
-    drift[method] = relative(plain, logits_of(output.string()));
+    drift[method] = relative(plain, logits_of(output.string(), 60));
     const std::vector<float> after = float_weights(output, down);
     ASSERT_EQ(after.size(), before.size());
     for (std::size_t j = 0; j < width; ++j)
@@ -309,7 +279,7 @@ TEST(QuantizeRepair, smoothed_keys_leave_the_model_as_it_was) {
     options.method = method;
     static_cast<void>(quantize_linear(model, folder / method, options));
   }
-  EXPECT_LT(relative(logits_of((folder / "rtn").string()), logits_of((folder / "keys+rtn").string())), 1e-5);
+  EXPECT_LT(relative(logits_of((folder / "rtn").string(), 60), logits_of((folder / "keys+rtn").string(), 60)), 1e-5);
   const std::string keys = "model.layers.0.self_attn.k_proj.weight";
   EXPECT_GT(relative(float_weights(folder / "rtn", keys), float_weights(folder / "keys+rtn", keys)), 0.01);
 }

@@ -13,6 +13,7 @@
 #include "model/tiny_networks.h"
 #include "support/errors.h"
 #include "support/temporary_folder.h"
+#include "support/tiny_runs.h"
 #include "weft/edit.h"
 #include "weft/quantize.h"
 
@@ -20,6 +21,7 @@ namespace weft::engine {
 namespace {
 
 using testing::TemporaryFolder;
+using testing::relative;
 
 const std::string kModel = std::string(WEFT_SOURCE_DIR) + "/models/tiny-base";
 
@@ -53,15 +55,6 @@ std::vector<float> logits_of(const LazyModel& lazy) {
 std::vector<float> logits_of(const std::string& model) {
   RunningModel running(model, {});
   return logits_of(running);
-}
-
-double relative(const std::vector<float>& a, const std::vector<float>& b) {
-  double difference = 0, size = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    difference += std::pow(static_cast<double>(a[i]) - static_cast<double>(b[i]), 2);
-    size += std::pow(static_cast<double>(a[i]), 2);
-  }
-  return std::sqrt(difference / size);
 }
 
 std::vector<float> values_of(const LazyModel& lazy, const std::string& name) {
