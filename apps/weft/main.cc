@@ -13,6 +13,7 @@
 #include "command.h"
 #include "commands.h"
 #include "common.h"
+#include "math/targets.h"
 #include "weft/version.h"
 
 namespace weft::app {
@@ -203,6 +204,7 @@ int main(int argc, char** argv) {
   const bool json = std::find(arguments.begin(), end_of_options, "--json") != end_of_options;
   app::cancel_on_signals(json);
   try {
+    math::apply_target_from_environment();
     return app::run(program, arguments);
   } catch (const Error& error) {
     app::claim_the_end();

@@ -150,18 +150,21 @@ HWY_INLINE void Map(const float* x, float* out, std::size_t n, const F& f) {
   for (; i + kFloats <= n; i += kFloats) hn::StoreU(f(hn::LoadU(d, x + i), i, kFloats), d, out + i);
   if (i < n) StoreTail(d, f(LoadTail(d, x + i, n - i), i, n - i), out + i, n - i);
 }
-/// Sum of f(x[i]); f(0) is 0 or the padding is masked by the caller.
+/// Sum of f(x[i]); f(0) is 0 or the padding is masked by the caller. Sixteen sums or more side by side: on narrow targets too a sum of many squares
+/// keeps the last bits of its addends.
 template <class F>
 HWY_INLINE float SumOf(const float* x, std::size_t n, const F& f) {
+  constexpr std::size_t kSums = kFloats >= 8 ? 2 : 16 / kFloats;
   const DF d;
-  VF a = hn::Zero(d), b = hn::Zero(d);
+  VF sums[kSums];
+  for (VF& sum : sums) sum = hn::Zero(d);
   std::size_t i = 0;
-  for (; i + 2 * kFloats <= n; i += 2 * kFloats) {
-    a = hn::Add(a, f(hn::LoadU(d, x + i)));
-    b = hn::Add(b, f(hn::LoadU(d, x + i + kFloats)));
-  }
-  for (; i + kFloats <= n; i += kFloats) a = hn::Add(a, f(hn::LoadU(d, x + i)));
-  float sum = Sum(d, hn::Add(a, b));
+  for (; i + kSums * kFloats <= n; i += kSums * kFloats)
+    for (std::size_t j = 0; j < kSums; ++j) sums[j] = hn::Add(sums[j], f(hn::LoadU(d, x + i + j * kFloats)));
+  for (; i + kFloats <= n; i += kFloats) sums[0] = hn::Add(sums[0], f(hn::LoadU(d, x + i)));
+  for (std::size_t width = kSums / 2; width > 0; width /= 2)
+    for (std::size_t j = 0; j < width; ++j) sums[j] = hn::Add(sums[j], sums[j + width]);
+  float sum = Sum(d, sums[0]);
   if (i < n) {
     HWY_ALIGN float lanes[kFloats];
     hn::Store(f(LoadTail(d, x + i, n - i)), d, lanes);

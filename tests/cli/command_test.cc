@@ -5,6 +5,7 @@
 #include <sstream>
 
 #include "checkpoint/json.h"
+#include "math/targets.h"
 #include "support/command.h"
 
 // What holds for every command: usage, help, the man page, completions, how errors look.
@@ -107,6 +108,17 @@ TEST(Command, the_example_of_every_command_works_on_the_bundled_models) {
     EXPECT_EQ(result.status, 0) << "weft " << line << "\n" << result.err;
     EXPECT_NE(result.out, "") << line;
   }
+}
+
+TEST(Command, the_environment_chooses_the_simd_target) {
+  for (const math::SimdTarget& target : math::compiled_targets()) {
+    if (!target.supported) continue;
+    const CommandResult result = run_weft({"--version", "--json"}, {.environment = {{"WEFT_SIMD", target.name}}});
+    EXPECT_EQ(*parse_json(result.out, "stdout").find("simd_target")->string(), target.name);
+  }
+  const CommandResult refused = run_weft({"--version"}, {.environment = {{"WEFT_SIMD", "AVX9000"}}});
+  EXPECT_EQ(refused.status, 2);
+  EXPECT_NE(refused.err.find("WEFT_SIMD names 'AVX9000'"), std::string::npos) << refused.err;
 }
 
 TEST(Command, the_version_tells_commit_compiler_and_simd_target) {

@@ -3,6 +3,7 @@
 #include <fstream>
 
 #include "checkpoint/json.h"
+#include "math/targets.h"
 #include "support/command.h"
 
 // The merge command from end to end: mergekit's names and options, determinism, interruption.
@@ -55,13 +56,18 @@ TEST_F(MergeCommand, every_example_merges_and_its_result_is_sound) {
   }
 }
 
-TEST_F(MergeCommand, the_same_bytes_for_any_number_of_threads_and_without_fma_and_avx2) {
+TEST_F(MergeCommand, the_same_bytes_for_any_number_of_threads_on_every_target_and_without_fma_and_avx2) {
   for (const std::string name : {"slerp", "ties", "dare-ties", "linear"}) {
     ASSERT_EQ(weft({"merge", "examples/" + name + ".yml", name, "-j", "1"}).status, 0);
     const std::string expected = weights(name);
     for (const char* threads : {"2", "3", "8"}) {
       ASSERT_EQ(weft({"merge", "examples/" + name + ".yml", name, "-j", threads, "--force"}).status, 0);
       EXPECT_EQ(weights(name), expected) << name << " with " << threads << " threads";
+    }
+    for (const math::SimdTarget& target : math::compiled_targets()) {
+      if (!target.supported) continue;
+      ASSERT_EQ(weft({"merge", "examples/" + name + ".yml", name, "--force"}, {{"WEFT_SIMD", target.name}}).status, 0) << target.name;
+      EXPECT_EQ(weights(name), expected) << name << " on " << target.name;
     }
     // The C library then chooses other versions of its mathematical functions.
     ASSERT_EQ(weft({"merge", "examples/" + name + ".yml", name, "--force"}, {{"GLIBC_TUNABLES", "glibc.cpu.hwcaps=-FMA,-AVX2"}}).status, 0);
