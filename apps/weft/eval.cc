@@ -100,8 +100,9 @@ int run_texts(const Arguments& arguments, Console& console) {
   if (compares) header.insert(header.end(), {"KL", "same top token", "nll less the other's"});
   table.header(header);
   for (const TextScore& text : report.texts) {
-    std::vector<std::string> row = {text.file.filename().string(), std::to_string(text.num_tokens), fmt::format("{:.4f}", text.perplexity),
-                                    fmt::format("{:.3f} to {:.3f}", text.ci95[0], text.ci95[1]), fmt::format("{:.4f}", text.bits_per_byte)};
+    const std::string interval = text.num_windows > 1 ? fmt::format("{:.3f} to {:.3f}", text.ci95[0], text.ci95[1]) : "one window";
+    std::vector<std::string> row = {text.file.filename().string(), std::to_string(text.num_tokens), fmt::format("{:.4f}", text.perplexity), interval,
+                                    fmt::format("{:.4f}", text.bits_per_byte)};
     if (compares)
       row.insert(row.end(), {fmt::format("{:.5f}", text.closeness->kl_mean), fmt::format("{:.2f} %", 100 * text.closeness->top1_agreement),
                              fmt::format("{:+.5f} ({:+.5f} to {:+.5f})", text.closeness->delta_nll, text.closeness->delta_ci95[0],

@@ -127,8 +127,9 @@ Json evaluated(const Arguments& arguments, const QuantizeReport& report, Console
 
 /// Of its tensors, as they are stored.
 std::uint64_t size_of_model(const std::string& model, const OpenOptions& how) {
+  const std::shared_ptr<const Checkpoint> checkpoint = open_checkpoint(model, how);
   std::uint64_t size_bytes = 0;
-  for (const TensorInfo& tensor : open_checkpoint(model, how)->tensors())
+  for (const TensorInfo& tensor : checkpoint->tensors())
     size_bytes += tensor.stored_as.empty() || tensor.stored_bytes == 0 ? tensor.size_bytes : tensor.stored_bytes;
   return size_bytes;
 }
