@@ -3,7 +3,7 @@
 //   packed_bench [--threads N] [--megabytes N] [--turns N] [--json]
 //
 // Decode: one row of x with random matrices [rows, 4096] that take the given megabytes packed (more than the last-level cache keeps would be 512), in
-// bytes of codes and scales a second; beside it reading as many bytes, the better of two loops. Prefill: 512 rows of x with a matrix [8192, 2048], in
+// bytes of codes and scales a second; beside it reading as many bytes, the best of three loops. Prefill: 512 rows of x with a matrix [8192, 2048], in
 // multiplications and additions a second, beside oneDNN's bfloat16 and 8-bit products with weights in its own layout. All in turns in one run; the
 // median and the spread of the turns are printed. Choose instructions with WEFT_SIMD or --target.
 #include <dlfcn.h>
@@ -20,6 +20,8 @@
 #include <string>
 #include <unordered_map>
 #include <vector>
+
+#include "read_memory.h"
 
 #include "base/thread_team.h"
 #include "math/gemm.h"
@@ -145,19 +147,6 @@ void use_threads(int count) {
   if (auto* set = reinterpret_cast<void (*)(int)>(::dlsym(RTLD_DEFAULT, "omp_set_num_threads"))) set(count);
 }
 
-/// The sum of 64-bit words of four quarters, read side by side. count is a multiple of 64.
-double sum_of_streams(const float* from, std::size_t count) {
-  const std::size_t quarter = count / 4;
-  std::uint64_t sums[4] = {};
-  for (std::size_t i = 0; i < quarter; i += 16)
-    for (std::size_t s = 0; s < 4; ++s) {
-      std::uint64_t words[8];
-      std::memcpy(words, from + s * quarter + i, sizeof words);
-      for (const std::uint64_t word : words) sums[s] += word;
-    }
-  return static_cast<double>(sums[0] + sums[1] + sums[2] + sums[3]);
-}
-
 struct Measured {
   std::string name;
   std::function<void()> work;
@@ -236,9 +225,10 @@ int run(int argc, char** argv) {
                                    return static_cast<double>(math::max_abs({from, count}));
                                  }); },
                    read_bytes * 1e-9, "GB/s"});
-    all.push_back({"streams", [&] { read(sum_of_streams); }, read_bytes * 1e-9, "GB/s"});
+    all.push_back({"streams", [&] { read(bench::sum_of_streams); }, read_bytes * 1e-9, "GB/s"});
+    all.push_back({"ahead", [&] { read(bench::sum_fetched_ahead); }, read_bytes * 1e-9, "GB/s"});
     measure(all, turns);
-    const double best = std::max(all[all.size() - 1].rate(), all[all.size() - 2].rate());
+    const double best = std::max({all[all.size() - 1].rate(), all[all.size() - 2].rate(), all[all.size() - 3].rate()});
     if (json) {
       std::printf("%s\"%s\": {\"one_row\": %.2f, \"spread\": %.3f, \"four_rows\": %.2f, \"read\": %.2f, \"share\": %.3f}", first ? "" : ", ",
                   kind.name, all[0].rate(), all[0].spread(), all[1].rate(), best, all[0].rate() / best);

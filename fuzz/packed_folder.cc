@@ -74,7 +74,7 @@ inline std::shared_ptr<const Checkpoint> packed_checkpoint(const Json& described
     }
     tensor.size_bytes = tensor.num_elements * static_cast<std::uint64_t>(info(tensor.dtype).bits) / 8;
     if ((total += tensor.size_bytes) > (1U << 20)) return nullptr;
-    if (std::any_of(tensors.begin(), tensors.end(), [&](const TensorInfo& other) { return other.name == name; })) return nullptr;
+    if (std::any_of(tensors.begin(), tensors.end(), [&](const TensorInfo& other) { return other.name == tensor.name; })) return nullptr;
     tensors.push_back(std::move(tensor));
   }
   return std::make_shared<PackedCheckpoint>(std::move(tensors), std::move(texts));

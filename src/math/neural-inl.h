@@ -84,6 +84,9 @@ HWY_INLINE void RowBlock(const std::uint8_t* weights, std::size_t columns, const
     for (std::size_t t = 0; t < kTokens; ++t) sums[r][t] = hn::Zero(d);
   std::size_t k = 0;
   for (; k + kFloats <= columns; k += kFloats) {
+    // One row of x uses weights up faster than the CPU's own prefetcher brings them, which starts anew on each page.
+    if (kTokens == 1 && k * Stored::kBytes % 64 == 0)
+      for (std::size_t r = 0; r < kRows; ++r) __builtin_prefetch(weights + r * row_bytes + k * Stored::kBytes + 1024);
     VF inputs[kTokens];
     for (std::size_t t = 0; t < kTokens; ++t) inputs[t] = hn::LoadU(d, x + t * x_stride + k);
     for (std::size_t r = 0; r < kRows; ++r) {

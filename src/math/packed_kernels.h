@@ -4,7 +4,12 @@
 
 #include "math/packed_matrix.h"
 
-// What each target provides.
+// What each target provides. The kernels in x86's own instructions need GCC, whose pragma compiles a part of a file for other targets; with clang, by
+// which the fuzz targets are built, there is the portable form.
+#if defined(__x86_64__) && !defined(__clang__)
+#define WEFT_PACKED_X86 1
+#endif
+
 namespace weft::math::packed {
 
 /// Kinds of codes and scales that kernels are compiled for.
@@ -30,7 +35,7 @@ struct Kernels {
 inline constexpr std::size_t kMostRows = 64;
 
 extern const Kernels kPortable;
-#if defined(__x86_64__)
+#ifdef WEFT_PACKED_X86
 extern const Kernels kAvx2, kAvx2Vnni, kAvx512, kAvx512Vnni;
 #endif
 

@@ -196,7 +196,7 @@ struct Candidate {
 const std::vector<Candidate>& candidates() {
   static const std::vector<Candidate> kAll = [] {
     std::vector<Candidate> all;
-#if defined(__x86_64__)
+#ifdef WEFT_PACKED_X86
     __builtin_cpu_init();
     const bool wide = __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0 && __builtin_cpu_supports("avx512vl") != 0 &&
                       __builtin_cpu_supports("avx512dq") != 0;

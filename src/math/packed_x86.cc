@@ -1,6 +1,8 @@
 // Products with packed matrices in x86's own instructions: the 8-bit dot products (VNNI) that Highway 1.0.3 does not have, and what stands in for
 // them without.
-#if defined(__x86_64__)
+#include "math/packed_kernels.h"
+
+#ifdef WEFT_PACKED_X86
 // GCC 12 takes its own intrinsics' "undefined" operands for mistakes.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -8,8 +10,6 @@
 
 #include <cstring>
 #include <utility>
-
-#include "math/packed_kernels.h"
 
 #define WEFT_PACKED_INLINE inline __attribute__((always_inline))
 #define WEFT_PACKED_LAMBDA __attribute__((always_inline))

@@ -93,10 +93,10 @@ std::string chain_of(std::vector<std::string> names) {
 /// Whether a step finds nothing to do on this model and text, so that its work cannot show.
 bool is_idle(const std::string& first, const std::string& second) {
   const std::set<std::string> names = {first, second};
-  return names.contains("super") ||                                     // no activation stands out
-         names.contains("rsq") ||                                       // too few tokens: all weigh 1
-         (names.contains("adaquant") && !names.contains("rtn")) ||      // what it learns behind compensated codes is no better on the tokens held out
-         names == std::set<std::string>{"keys", "smoothplus"};          // its search chooses not to scale
+  return names.contains("super") ||                                 // no activation stands out
+         names.contains("rsq") ||                                   // too few tokens: all weigh 1
+         (names.contains("adaquant") && !names.contains("rtn")) ||  // what it learns behind compensated codes is no better on the tokens held out
+         names == std::set<std::string>{"keys", "smoothplus"};      // its search chooses not to scale
 }
 
 TEST_F(SlowQuantizePairs, what_goes_together_shows_in_the_bytes_and_loses_less_than_twice_the_worse_of_both) {
