@@ -234,7 +234,7 @@ Command eval_command() {
                                        [&activations](const std::string& file) { activations.text.files.emplace_back(file); });
   calibration.kind = ValueKind::path;
   calibration.repeated = true;
-  command.number({"--sequences", "--samples"}, activations.text.num_sequences, "how many are taken from it").default_text = "128";
+  command.number({"--sequences", "--samples"}, activations.text.num_sequences, "how many are taken from it; 0 for all").default_text = "128";
   command.number({"--length"}, activations.text.length, "tokens of a sequence").default_text = "256";
   command.value({"--attention-shares"}, "T", activations.shares, "round shares of attention: log4 to powers of two, int4 to even steps; 1 to 6 bits")
       .default_text = "none";
