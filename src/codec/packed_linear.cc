@@ -94,14 +94,23 @@ std::vector<std::uint8_t> nibbles(const QuantizedLinear& linear) {
 std::vector<float> QuantizedLinear::decoded() const {
   std::vector<float> values(codes.size());
   for (std::int64_t r = 0; r < rows; ++r) {
-    for (std::int64_t c = 0; c < columns; ++c) {
-      const auto i = static_cast<std::size_t>(r * columns + c);
+    // As far as the columns share a scale.
+    std::int64_t end = 0;
+    for (std::int64_t c = 0; c < columns; c = end) {
+      end = !group_of.empty() ? c + 1 : group <= 0 ? columns : std::min(columns, c / group * group + group);
       const std::size_t at = scale_index(r, c);
       const float scale = global_divisor != 0 ? scales[at] / global_divisor : scales[at];
-      if (rounds_products)
-        values[i] = rounded_product(static_cast<float>(codes[i]) - zeros[at], scale, scale_unit);
-      else
-        values[i] = scale * (levels == Levels::integer ? static_cast<float>(codes[i]) - zeros[at] : level(levels, codes[i]));
+      const auto begin = static_cast<std::size_t>(r * columns + c), count = static_cast<std::size_t>(end - c);
+      const std::uint8_t* from = codes.data() + begin;
+      float* to = values.data() + begin;
+      if (rounds_products) {
+        for (std::size_t i = 0; i < count; ++i) to[i] = rounded_product(static_cast<float>(from[i]) - zeros[at], scale, scale_unit);
+      } else if (levels == Levels::integer) {
+        const float zero = zeros[at];
+        for (std::size_t i = 0; i < count; ++i) to[i] = scale * (static_cast<float>(from[i]) - zero);
+      } else {
+        for (std::size_t i = 0; i < count; ++i) to[i] = scale * level(levels, from[i]);
+      }
     }
   }
   if (rank > 0) add_product(left, right, rows, rank, columns, values);
