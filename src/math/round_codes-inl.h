@@ -25,6 +25,7 @@ Extent ExtentOf(const float* x, std::size_t n) {
     auto low0 = hn::LoadU(d, x), low1 = hn::LoadU(d, x + kLanes);
     auto high0 = low0, high1 = low1;
     for (i = 2 * kLanes; i + 2 * kLanes <= n; i += 2 * kLanes) {
+      __builtin_prefetch(x + i + 512);  // slices come one after the other
       const auto a = hn::LoadU(d, x + i), b = hn::LoadU(d, x + i + kLanes);
       low0 = hn::Min(low0, a);
       low1 = hn::Min(low1, b);
@@ -44,13 +45,19 @@ void RoundToCodes(const float* x, std::size_t n, float scale, float zero, float 
   const hn::CappedTag<float, 16> d;
   const hn::RebindToSigned<decltype(d)> di;
   const hn::Rebind<std::uint8_t, decltype(d)> d8;
-  const auto s = hn::Set(d, scale);
+  const auto s = hn::Set(d, scale), inverse = hn::Set(d, 1 / scale);
   const auto z = hn::Set(d, zero);
   const auto low = hn::Set(d, lowest);
   const auto high = hn::Set(d, most);
   std::size_t i = 0;
   for (; i + hn::MaxLanes(d) <= n; i += hn::MaxLanes(d)) {
-    const auto q = hn::Add(hn::Round(hn::Div(hn::LoadU(d, x + i), s)), z);
+    // A product with 1 / scale is less than 2^-22 of itself away from the quotient, so that both round to the same number unless one lies that close to
+    // the middle between two: then, or where the inverse is no number, it is divided.
+    const auto v = hn::LoadU(d, x + i), product = hn::Mul(v, inverse);
+    auto rounded = hn::Round(product);
+    const auto room = hn::NegMulAdd(hn::Abs(product), hn::Set(d, 0x1p-21F), hn::Set(d, 0.5F));
+    if (!hn::AllTrue(d, hn::Lt(hn::Abs(hn::Sub(product, rounded)), room))) rounded = hn::Round(hn::Div(v, s));
+    const auto q = hn::Add(rounded, z);
     // A NaN is not at least anything.
     const auto held = hn::IfThenElse(hn::Ge(q, low), hn::Min(q, high), low);
     hn::StoreU(hn::DemoteTo(d8, hn::ConvertTo(di, held)), d8, codes + i);
