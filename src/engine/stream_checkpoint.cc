@@ -7,6 +7,7 @@
 #include <cstring>
 #include <list>
 #include <mutex>
+#include <shared_mutex>
 #include <utility>
 
 #include "base/budget.h"
@@ -38,7 +39,8 @@ struct StreamCheckpoint::Lazy {
   std::uint64_t tile_elements = 8192;
   bool taken = false;
   std::once_flag prepared;
-  std::atomic<std::uint64_t> mapped{0};  ///< elements
+  std::atomic<std::uint64_t> mapped{0};  ///< elements, and again those that are read again
+  std::shared_mutex in_use;              ///< shared while something is mapped
   std::once_flag finished;
 
   struct Kept {
@@ -224,7 +226,10 @@ void StreamCheckpoint::compute(Lazy& one, std::uint64_t first, std::size_t count
       values = decoded[one.copied];
     } else {
       result.resize(size);
-      tensor.merge->map(merge::Tile{first + begin, size, pointers}, result);
+      {
+        const std::shared_lock lock(one.in_use);
+        tensor.merge->map(merge::Tile{first + begin, size, pointers}, result);
+      }
       values = result;
       if (checks && math::count_non_finite(values) != 0)
         throw Error(ErrorCode::invalid_argument,
@@ -237,7 +242,11 @@ void StreamCheckpoint::compute(Lazy& one, std::uint64_t first, std::size_t count
     math::encode(tensor.dtype, values, written);
   }
   if (!one.copies && one.mapped.fetch_add(count) + count == tensor.inputs.front().tensor->num_elements)
-    std::call_once(one.finished, [&] { one.tensor.merge->finish(); });
+    std::call_once(one.finished, [&] {
+      // Whoever reads in several passes may have counted one part twice while another is still mapped. What is mapped later does without the caches.
+      const std::unique_lock lock(one.in_use);
+      one.tensor.merge->finish();
+    });
 }
 
 }  // namespace weft::engine
