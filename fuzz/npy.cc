@@ -17,7 +17,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     return 0;
   }
   // Elements are whole bytes; their number may be so large that that of their bits is no number.
-  if (header.data_offset > size || header.data_bytes != header.num_elements * static_cast<std::uint64_t>(weft::info(header.dtype).bits / 8)) std::abort();
+  if (header.data_offset > size || header.data_bytes != header.num_elements * static_cast<std::uint64_t>(weft::info(header.dtype).bits / 8))
+    std::abort();
   const std::string written = weft::make_npy_header(header.dtype, header.shape);
   const weft::NpyHeader again = weft::parse_npy_header(written, "again.npy");
   if (again.dtype != header.dtype || again.shape != header.shape || again.data_offset != written.size() || again.fortran_order || again.big_endian)

@@ -182,7 +182,8 @@ void add_linear_options(Command& command, const std::shared_ptr<Arguments>& argu
                                        [&linear](const std::string& text) { linear.calibration.files.emplace_back(text); });
   calibration.repeated = true;
   calibration.kind = ValueKind::path;
-  command.number({"--sequences", "--samples"}, linear.calibration.num_sequences, "how many are taken from it, from its beginning; 0 for all").default_text = "128";
+  command.number({"--sequences", "--samples"}, linear.calibration.num_sequences, "how many are taken from it, from its beginning; 0 for all")
+      .default_text = "128";
   command.number({"--length"}, linear.calibration.length, "tokens of a sequence").default_text = "256";
   real("--damping", linear.damping, "share of the mean that is added to the inputs' second moment", "0.05");
   choice("--order", "ORDER", linear.order,

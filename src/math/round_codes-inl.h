@@ -51,8 +51,8 @@ void RoundToCodes(const float* x, std::size_t n, float scale, float zero, float 
   const auto high = hn::Set(d, most);
   std::size_t i = 0;
   for (; i + hn::MaxLanes(d) <= n; i += hn::MaxLanes(d)) {
-    // A product with 1 / scale is less than 2^-22 of itself away from the quotient, so that both round to the same number unless one lies that close to
-    // the middle between two: then, or where the inverse is no number, it is divided.
+    // A product with 1 / scale is less than 2^-22 of itself away from the quotient, so that both round to the same number unless one lies that close
+    // to the middle between two: then, or where the inverse is no number, it is divided.
     const auto v = hn::LoadU(d, x + i), product = hn::Mul(v, inverse);
     auto rounded = hn::Round(product);
     const auto room = hn::NegMulAdd(hn::Abs(product), hn::Set(d, 0x1p-21F), hn::Set(d, 0.5F));

@@ -204,8 +204,8 @@ TEST(EvalCommand, perplexity_follows_the_protocol_of_the_reference) {
 
 TEST(EvalCommand, one_window_has_no_interval) {
   const ExampleFolder folder;
-  const CommandResult result = folder.weft({"eval", "models/tiny-base", "--text", "models/tiny-base/config.json", "--window", "64", "--windows",
-                                            "1"});
+  const CommandResult result =
+      folder.weft({"eval", "models/tiny-base", "--text", "models/tiny-base/config.json", "--window", "64", "--windows", "1"});
   EXPECT_EQ(result.status, 0) << result.err;
   EXPECT_NE(result.out.find("one window"), std::string::npos) << result.out;
   EXPECT_EQ(result.out.find("inf"), std::string::npos) << result.out;
