@@ -85,12 +85,12 @@ class KeysStep final : public LinearStep {
  public:
   bool change_model(LinearPlan& plan, LazyModel& model) override {
     const double exponent = step_parameter(plan.options, "keys", "exponent");
-    RunOptions options = plan.options;
-    options.on_warning = {};  // the job itself says them
-    RunningModel running(files_of(model), options);
     std::shared_ptr<const CalibrationTokens> tokens = plan.options.tokens;
     if (tokens == nullptr && !plan.options.calibration)
       refuse_linear("calibration", "'keys' looks at the keys of a text, and there is none", "give --calibration FILE");
+    RunOptions options = plan.options;
+    options.on_warning = {};  // the job itself says them
+    RunningModel running(files_of(model), options);
     if (tokens == nullptr) tokens = read_calibration_text(running, *plan.options.calibration, plan.options.seed).tokens;
     const std::vector<std::vector<float>> largest_of = largest_keys(running, first_tokens(*tokens, kTokens), options);
 

@@ -4,8 +4,8 @@
 #include <array>
 #include <cmath>
 
-#include "math/convert.h"
 #include "math/lapack.h"
+#include "quantize/stored_number.h"
 
 namespace weft::quantize {
 namespace {
@@ -25,12 +25,6 @@ double basis_of(std::uint8_t code, float zero, const SliceFormat& format, bool j
 }
 
 float zero_of(const QuantizedLinear& linear, std::size_t scale_index) { return linear.zeros.empty() ? 0.0F : linear.zeros[scale_index]; }
-
-/// A number as its type has it.
-float stored(DType type, double value) {
-  const auto single = static_cast<float>(value);
-  return type == DType::f32 ? single : math::decode_one(type, math::encode_one(type, single));
-}
 
 /// decoded - weights, in double.
 std::vector<double> differences(std::span<const double> weights, const QuantizedLinear& linear, const SliceFormat& format) {

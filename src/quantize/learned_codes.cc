@@ -6,8 +6,8 @@
 
 #include "base/check.h"
 #include "base/philox.h"
-#include "math/convert.h"
 #include "math/lapack.h"
+#include "quantize/stored_number.h"
 #include "weft/error.h"
 
 namespace weft::quantize {
@@ -34,14 +34,11 @@ void for_row_units(ThreadTeam& team, std::size_t rows, const F& body) {
 
 /// As the type has it; the start's where the type has no such number.
 float stored_scale(DType type, double scale, float otherwise) {
-  const auto value = static_cast<float>(scale);
-  const float rounded = type == DType::f32 ? value : math::decode_one(type, math::encode_one(type, value));
+  const float rounded = stored(type, scale);
   return rounded != 0 && std::isfinite(rounded) ? rounded : otherwise;
 }
-
 float stored_zero(DType type, double zero, float otherwise) {
-  const auto value = static_cast<float>(zero);
-  const float rounded = type == DType::f32 ? value : math::decode_one(type, math::encode_one(type, value));
+  const float rounded = stored(type, zero);
   return std::isfinite(rounded) ? rounded : otherwise;
 }
 
